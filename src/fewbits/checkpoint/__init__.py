@@ -1,0 +1,160 @@
+"""A published folder, opened: config.json, the headers of its safetensors files, generation_config.json.
+
+Nothing is interpreted here and no weight is read; `TensorReader` does that later.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from fewbits.checkpoint import strict_json
+from fewbits.checkpoint.config import Config
+from fewbits.checkpoint.files import TensorInfo, TensorReader, read_header
+from fewbits.errors import CheckpointError, Notice
+
+__all__ = ["Checkpoint", "Config", "TensorInfo", "TensorReader", "open_checkpoint"]
+
+JSON_LIMIT = 256_000_000  # bytes of an index or a config; a trillion parameters' index has some 20 MB
+_SINGLE = ("model.safetensors", "consolidated.safetensors")
+_CONFIGS = ("config.json", "params.json")
+
+
+@dataclass(slots=True)
+class Checkpoint:
+    """`paths` are the safetensors files that `TensorInfo.file` counts; `config` is the text model's (fields of a
+    `text_config` before those of the top level). `header_only`: files without data, for `inspect` alone.
+    """
+
+    folder: Path
+    config: Config
+    tensors: dict[str, TensorInfo]
+    paths: list[Path]
+    header_only: bool = False
+    generation_config: dict[str, Any] = field(default_factory=dict)
+    notices: list[Notice] = field(default_factory=list)
+
+    def reader(self, reuse: bool = False) -> TensorReader:
+        return TensorReader(self.paths, self.tensors, reuse)
+
+    def json(self, name: str) -> dict[str, Any] | None:
+        """A JSON file of the folder, None where it is missing."""
+        return _read_json(self.folder / name)
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    try:
+        if not path.exists():
+            return None
+        if path.stat().st_size > JSON_LIMIT:
+            raise CheckpointError("json-invalid", f"larger than {JSON_LIMIT} bytes", module=path.name)
+        data = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(
+            "file-unreadable", f"can't be read: {error.strerror}", module=path.name
+        ) from None
+    return strict_json.parse(data, path.name, "json-invalid")
+
+
+def _read_config(folder: Path) -> Config:
+    for name in _CONFIGS:
+        data = _read_json(folder / name)
+        if data is None:
+            continue
+        top = Config(data, name)
+        text = data.get("text_config")
+        if isinstance(text, dict):
+            top.ignore("text_config")
+            return Config(text, name, "text_config", fallback=top)
+        return top
+    raise CheckpointError(
+        "config-absent",
+        "there is no config.json here",
+        module=str(folder),
+        hint="a checkpoint is the folder that holds config.json and the .safetensors files",
+    )
+
+
+def _shards(folder: Path) -> tuple[list[str], dict[str, str] | None]:
+    """Names of the safetensors files, and the index's map where one decides. A single file goes before an index."""
+    for name in _SINGLE:
+        if (folder / name).is_file():
+            return [name], None
+    for single in _SINGLE:
+        name = single + ".index.json"
+        index = _read_json(folder / name)
+        if index is None:
+            continue
+        weight_map = index.get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise CheckpointError("index-invalid", "weight_map must map tensors to files", module=name)
+        for file in weight_map.values():
+            plain = isinstance(file, str) and PurePosixPath(file).name == file and "\\" not in file
+            if not plain or file in ("", ".", ".."):
+                raise CheckpointError(
+                    "index-invalid", f"weight_map names {file!r}, which is not a file of this folder", module=name
+                )
+        return sorted(set(weight_map.values())), weight_map
+    return sorted(path.name for path in folder.glob("*.safetensors")), None
+
+
+def open_checkpoint(folder: str | Path) -> Checkpoint:
+    """Open a folder: reads its JSON files and the headers of all its safetensors files.
+
+    Raises CheckpointError: folder-missing, config-absent, json-invalid, shards-missing, index-invalid,
+    tensor-twice, and those of `files.read_header`.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise CheckpointError("folder-missing", "is not a folder", module=str(folder))
+    config = _read_config(folder)
+    names, weight_map = _shards(folder)
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing or not names:
+        first = f"{missing[0]} is missing" if missing else "there are no .safetensors files"
+        more = f" ({len(missing)} of {len(names)} files)" if len(missing) > 1 else ""
+        raise CheckpointError(
+            "shards-missing",
+            first + more,
+            module=str(folder),
+            hint="fetch the whole folder; weights in .bin or .pt files are never loaded",
+        )
+
+    paths = [folder / name for name in names]
+    tensors: dict[str, TensorInfo] = {}
+    without_data, with_data = [], []
+    for file, path in enumerate(paths):
+        found, header_only = read_header(path, file)
+        if header_only:
+            without_data.append(path.name)
+        elif any(info.nbytes for info in found.values()):
+            with_data.append(path.name)
+        twice = tensors.keys() & found.keys()
+        if twice:
+            other = paths[tensors[min(twice)].file].name
+            raise CheckpointError("tensor-twice", f"is in {other} and in {path.name}", module=min(twice))
+        tensors.update(found)
+    if without_data and with_data:
+        raise CheckpointError(
+            "file-size", f"has a header but no data, while {with_data[0]} has data", module=without_data[0]
+        )
+
+    checkpoint = Checkpoint(folder, config, tensors, paths, bool(without_data))
+    if weight_map is not None:
+        _compare_with_index(checkpoint, weight_map)
+    checkpoint.generation_config = checkpoint.json("generation_config.json") or {}
+    return checkpoint
+
+
+def _compare_with_index(checkpoint: Checkpoint, weight_map: dict[str, str]) -> None:
+    for name, file in weight_map.items():
+        info = checkpoint.tensors.get(name)
+        if info is None or checkpoint.paths[info.file].name != file:
+            raise CheckpointError(
+                "index-invalid", f"the index puts it into {file}, which doesn't have it", module=name
+            )
+    extra = checkpoint.tensors.keys() - weight_map.keys()
+    if extra:
+        text = f"{len(extra)} tensors of the files are not in the index, the first is {min(extra)}"
+        checkpoint.notices.append(Notice("index-incomplete", "", text))

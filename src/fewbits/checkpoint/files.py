@@ -1,0 +1,211 @@
+"""Safetensors files: headers first and strictly, data by `pread`.
+
+    8 bytes: header length n (little endian) | n bytes: JSON {name: {dtype, shape, data_offsets}} | data
+
+The safetensors library can't read header-only files nor give FP8 and FP4 to NumPy; tests hold this reader to it.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from fewbits.checkpoint import strict_json
+from fewbits.checkpoint.config import shorten
+from fewbits.errors import CheckpointError
+
+HEADER_LIMIT = 100_000_000  # bytes; the safetensors library's own limit
+
+# Name in the header → (bits, the dtype that `read` gives; sub-byte types come as raw bytes).
+DTYPES: dict[str, tuple[int, np.dtype[Any]]] = {
+    "BOOL": (8, np.dtype(np.bool_)),
+    "U8": (8, np.dtype(np.uint8)),
+    "I8": (8, np.dtype(np.int8)),
+    "U16": (16, np.dtype(np.uint16)),
+    "I16": (16, np.dtype(np.int16)),
+    "U32": (32, np.dtype(np.uint32)),
+    "I32": (32, np.dtype(np.int32)),
+    "U64": (64, np.dtype(np.uint64)),
+    "I64": (64, np.dtype(np.int64)),
+    "F16": (16, np.dtype(np.float16)),
+    "BF16": (16, np.dtype(ml_dtypes.bfloat16)),
+    "F32": (32, np.dtype(np.float32)),
+    "F64": (64, np.dtype(np.float64)),
+    "C64": (64, np.dtype(np.complex64)),
+    "F8_E4M3": (8, np.dtype(ml_dtypes.float8_e4m3fn)),
+    "F8_E5M2": (8, np.dtype(ml_dtypes.float8_e5m2)),
+    "F8_E8M0": (8, np.dtype(ml_dtypes.float8_e8m0fnu)),
+    "F8_E4M3FNUZ": (8, np.dtype(ml_dtypes.float8_e4m3fnuz)),
+    "F8_E5M2FNUZ": (8, np.dtype(ml_dtypes.float8_e5m2fnuz)),
+    "F6_E2M3": (6, np.dtype(np.uint8)),
+    "F6_E3M2": (6, np.dtype(np.uint8)),
+    "F4": (4, np.dtype(np.uint8)),
+}
+
+
+class TensorInfo(NamedTuple):
+    """Where a tensor lies: `file` is an index into the checkpoint's files, `begin` and `end` count from its start."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    file: int
+    begin: int
+    end: int
+
+    @property
+    def nbytes(self) -> int:
+        return self.end - self.begin
+
+
+def _bad_header(path: Path, text: str) -> CheckpointError:
+    return CheckpointError("header-invalid", text, module=path.name)
+
+
+def _entry(path: Path, name: str, value: Any) -> tuple[str, tuple[int, ...], int, int]:
+    """One tensor of a header, checked for itself: dtype, shape, offsets and their agreement."""
+    try:
+        dtype, shape, (begin, end) = value["dtype"], value["shape"], value["data_offsets"]
+        extra = len(value) != 3
+    except (TypeError, KeyError, ValueError):
+        raise _bad_header(
+            path, f"{shorten(name)} needs dtype, shape and two data_offsets, not {shorten(value)}"
+        ) from None
+    if extra:
+        raise _bad_header(path, f"{shorten(name)} has keys beside dtype, shape and data_offsets")
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        raise CheckpointError(
+            "header-dtype", f"{shorten(name)} has the unknown dtype {shorten(dtype)}", module=path.name
+        )
+    sizes_are_whole = isinstance(shape, list) and all(type(size) is int and size >= 0 for size in shape)
+    if not sizes_are_whole or len(shape) > 8:
+        raise _bad_header(path, f"{shorten(name)} has the shape {shorten(shape)}")
+    if type(begin) is not int or type(end) is not int or not 0 <= begin <= end:
+        raise _bad_header(path, f"{shorten(name)} has the data_offsets {shorten([begin, end])}")
+    if math.prod(shape) * DTYPES[dtype][0] != (end - begin) * 8:
+        raise _bad_header(
+            path,
+            f"{shorten(name)}: {dtype} {shape} doesn't take the {end - begin} bytes of its data_offsets",
+        )
+    return dtype, tuple(shape), begin, end
+
+
+def read_header(path: Path, file: int) -> tuple[dict[str, TensorInfo], bool]:
+    """All tensors of one file, and whether it is header-only (ends with its header although tensors have bytes).
+
+    Raises CheckpointError: header-invalid, header-dtype, file-size, file-unreadable.
+    """
+    try:
+        with path.open("rb") as stream:
+            size = os.fstat(stream.fileno()).st_size
+            first = stream.read(8)
+            length = int.from_bytes(first, "little")
+            if len(first) < 8 or length > min(size - 8, HEADER_LIMIT):
+                raise _bad_header(path, f"{size} bytes can't hold a header of {length} bytes and its length")
+            data = stream.read(length)
+    except OSError as error:
+        raise CheckpointError(
+            "file-unreadable", f"can't be read: {error.strerror}", module=path.name
+        ) from None
+    if not data.startswith(b"{"):
+        raise _bad_header(path, "the header doesn't begin with {")
+    header = strict_json.parse(data, path.name, "header-invalid")
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise _bad_header(path, "__metadata__ must map strings to strings")
+
+    start = 8 + length
+    tensors = {}
+    for name, value in header.items():
+        dtype, shape, begin, end = _entry(path, name, value)
+        tensors[name] = TensorInfo(dtype, shape, file, start + begin, start + end)
+
+    position, previous = start, ""
+    for name, info in sorted(tensors.items(), key=lambda item: (item[1].begin, item[1].end)):
+        if info.begin != position:
+            problem = "overlaps" if info.begin < position else "leaves a hole after"
+            raise _bad_header(path, f"{shorten(name)} {problem} {previous or 'the header'}")
+        position, previous = info.end, name
+    if position == size:
+        return tensors, False
+    if size == start:
+        return tensors, True
+    raise CheckpointError(
+        "file-size",
+        f"the file has {size} bytes, its header describes {position}",
+        module=path.name,
+        hint="the download or copy was probably cut short: fetch this file again",
+    )
+
+
+class TensorReader:
+    """Reads tensors by `pread` into memory of its own.
+
+    With `reuse`, arrays live in one buffer that `reset` hands out again: valid until then.
+    """
+
+    def __init__(self, paths: list[Path], tensors: dict[str, TensorInfo], reuse: bool = False) -> None:
+        self._paths = paths
+        self._tensors = tensors
+        self._descriptors: dict[int, int] = {}
+        self._reuse = reuse
+        self._buffer: NDArray[np.uint8] = np.empty(0, np.uint8)
+        self._used = 0
+
+    def __enter__(self) -> TensorReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for descriptor in self._descriptors.values():
+            os.close(descriptor)
+        self._descriptors.clear()
+
+    def reset(self, nbytes: int) -> None:
+        """Begin a module whose tensors take `nbytes` in all: earlier arrays of a reusing reader are void."""
+        self._used = 0
+        wanted = nbytes + 64 * 64
+        if self._reuse and self._buffer.size < wanted:
+            self._buffer = np.empty(wanted, np.uint8)
+
+    def _memory(self, nbytes: int) -> NDArray[np.uint8]:
+        if not self._reuse or self._used + nbytes > self._buffer.size:
+            return np.empty(nbytes, np.uint8)
+        memory = self._buffer[self._used : self._used + nbytes]
+        self._used += -(-nbytes // 64) * 64
+        return memory
+
+    def read(self, name: str) -> NDArray[Any]:
+        """The tensor in its stored dtype and shape (sub-byte types: raw bytes, one-dimensional)."""
+        info = self._tensors[name]
+        path = self._paths[info.file]
+        memory = self._memory(info.nbytes)
+        try:
+            if info.file not in self._descriptors:
+                self._descriptors[info.file] = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+            done = 0
+            while done < info.nbytes:
+                count = os.preadv(
+                    self._descriptors[info.file], [memoryview(memory)[done:]], info.begin + done
+                )
+                if count == 0:
+                    raise CheckpointError(
+                        "file-size", f"the file ends inside {name}; it has changed", module=path.name
+                    )
+                done += count
+        except OSError as error:
+            raise CheckpointError(
+                "file-unreadable", f"can't be read: {error.strerror}", module=path.name
+            ) from None
+        bits, dtype = DTYPES[info.dtype]
+        return memory if bits < 8 else memory.view(dtype).reshape(info.shape)
+
+
+def parameters(tensors: dict[str, TensorInfo]) -> Iterator[int]:
+    """Elements of each tensor."""
+    return (math.prod(info.shape) for info in tensors.values())

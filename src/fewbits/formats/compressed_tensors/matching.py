@@ -1,0 +1,74 @@
+"""Targets and ignore entries: which scheme a module's own name, as stored, falls under.
+
+A pattern is `re:` and a regular expression that must match from the start of the name (not to its end), an exact
+name, or a class name. Exact names go before regular expressions, these before class names, each in alphabetical
+order. Source: compressed_tensors/utils/match.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import regex
+
+from fewbits.errors import CheckpointError
+from fewbits.formats.resolved import ModuleKind
+
+_TIMEOUT = 0.5  # seconds for one pattern on one name; a sane pattern takes microseconds
+
+_CLASSES: dict[ModuleKind, tuple[str, ...]] = {
+    "linear": ("Linear",),
+    "head": ("Linear", "ParallelLMHead", "LMHead"),
+    "expert": ("Linear",),
+    "router": ("Linear",),
+    "embedding": ("Embedding",),
+    "norm": (),
+    "conv": (),
+    "other": (),
+}
+
+
+class Patterns:
+    """A set of patterns, and how many modules each of them hit."""
+
+    def __init__(self, patterns: Iterable[str], source: str) -> None:
+        self.hits = dict.fromkeys(sorted(set(patterns)), 0)
+        self._source = source
+        self._regexes = []
+        for pattern in self.hits:
+            if pattern.startswith("re:"):
+                try:
+                    self._regexes.append((pattern, regex.compile(pattern[3:])))
+                except (regex.error, RecursionError) as error:
+                    raise CheckpointError(
+                        "pattern-invalid", f"{pattern[:80]!r}: {error}", source=source
+                    ) from None
+
+    def match(self, name: str, kind: ModuleKind) -> str | None:
+        """The pattern that decides for this module, None where none matches."""
+        found = name if name in self.hits and not name.startswith("re:") else None
+        for pattern, compiled in self._regexes:
+            # Once decided, only patterns that never hit are still tried: to know those that hit nothing.
+            if (found is None or self.hits[pattern] == 0) and self._matches(compiled, pattern, name):
+                self.hits[pattern] += 1
+                found = found or pattern
+        for class_name in _CLASSES[kind]:
+            if class_name in self.hits:
+                self.hits[class_name] += 1
+                found = found or class_name
+        if found is not None and found == name:
+            self.hits[found] += 1
+        return found
+
+    def _matches(self, compiled: regex.Pattern[str], pattern: str, name: str) -> bool:
+        try:
+            return compiled.match(name, timeout=_TIMEOUT) is not None
+        except TimeoutError:
+            raise CheckpointError(
+                "pattern-timeout",
+                f"{pattern[:80]!r} takes longer than {_TIMEOUT} s on {name}",
+                source=self._source,
+            ) from None
+
+    def without_match(self) -> list[str]:
+        return [pattern for pattern, count in self.hits.items() if count == 0]

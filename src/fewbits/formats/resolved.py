@@ -1,0 +1,75 @@
+"""What goes into a format and what comes out of it, between the headers and the plan."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from numpy.typing import NDArray
+
+from fewbits.checkpoint.files import TensorInfo
+from fewbits.errors import Notice
+from fewbits.qweight import QLinear
+from fewbits.spec import ActSpec, QuantSpec
+
+ModuleKind = Literal["linear", "embedding", "head", "expert", "router", "norm", "conv", "other"]
+Arrays = Mapping[str, NDArray[Any]]
+Warn = Callable[[str, str], None]  # code of the warning, its text
+
+
+@dataclass(frozen=True, slots=True)
+class StoredModule:
+    """One module as stored: the part of its tensors' names behind the module's own → header entry.
+
+    `expected` is [N, K] where the model's family knows it. `peek` reads a small tensor's data, None in a
+    header-only folder.
+    """
+
+    name: str
+    kind: ModuleKind
+    tensors: dict[str, TensorInfo]
+    expected: tuple[int, int] | None = None
+    peek: Callable[[str], NDArray[Any] | None] = lambda suffix: None
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """What a format made of one module, from config and headers alone.
+
+    `layout` names the decoder inside the format. `claimed` are the suffixes that this module explains; those left
+    are leftovers. `notices` are (code, text). `error` (code, text) means that the module can't be run: a fault of
+    the file, or a scheme that is recognised and refused.
+    """
+
+    spec: QuantSpec
+    shape: tuple[int, int]
+    dtype: str
+    layout: str
+    decided_by: str
+    claimed: tuple[str, ...]
+    notices: tuple[tuple[str, str], ...] = ()
+    error: tuple[str, str] | None = None
+
+
+@dataclass(slots=True)
+class FormatReport:
+    """What a format has to say once every module has been resolved."""
+
+    patterns_without_match: list[str] = field(default_factory=list)
+    config_keys: list[str] = field(default_factory=list)
+    warnings: list[Notice] = field(default_factory=list)
+    errors: list[Notice] = field(default_factory=list)
+    kv_cache: ActSpec | None = None
+
+
+class Format(Protocol):
+    """One way of storing quantized checkpoints, opened on one checkpoint."""
+
+    name: str | None  # as the config calls it; None where nothing is quantized
+
+    def resolve(self, module: StoredModule) -> Resolved: ...
+
+    def decode(self, module: str, resolved: Resolved, arrays: Arrays, warn: Warn) -> QLinear: ...
+
+    def report(self) -> FormatReport: ...

@@ -1,0 +1,74 @@
+"""Scales as files hold them, brought to the shape of their blocks and checked."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fewbits.errors import CheckpointError
+from fewbits.qweight import QWeight
+from fewbits.spec import WHOLE, WeightSpec
+
+Array = NDArray[Any]
+
+
+def fits(shape: tuple[int, ...], spec: WeightSpec, weight: tuple[int, int]) -> bool:
+    """Whether a stored scale of `shape` can belong to a weight of shape `weight`: `[]`, `[N]`, `[N, 1]`… by count."""
+    blocks = spec.blocks_of(weight)
+    squeezed = tuple(size for size in shape if size != 1)
+    return squeezed == tuple(size for size in blocks if size != 1)
+
+
+def normalise(scale: Array, spec: WeightSpec, weight: tuple[int, int]) -> Array:
+    """The scale in the shape [ceil(N/rows), ceil(K/columns)]."""
+    return scale.reshape(spec.blocks_of(weight))
+
+
+def check(weight: QWeight, module: str, suffix: str) -> None:
+    """Every scale must be positive and finite; zero is allowed over blocks whose every value is zero.
+
+    Raises CheckpointError scale-invalid, naming the tensor and the first bad block.
+    """
+    assert weight.scale is not None
+    scale = weight.scale.astype(np.float32)
+    bad = ~np.isfinite(scale) | (scale < 0)
+    if not bad.any():
+        empty = scale == 0
+        if not empty.any():
+            return
+        bad = empty & _blocks_with_values(weight)
+        if not bad.any():
+            return
+    row, column = (int(index[0]) for index in np.nonzero(bad))
+    raise CheckpointError(
+        "scale-invalid",
+        f"the scale of block [{row}, {column}] is {float(scale[row, column])}",
+        module=f"{module}.{suffix}",
+        details=(f"found: {int(bad.sum())} such scales of {scale.size}",),
+        hint="the file is damaged, or was written from a model that had overflowed; quantize it again",
+    )
+
+
+def _blocks_with_values(weight: QWeight) -> Array:
+    """bool of the scale's shape: blocks that hold a value other than zero."""
+    spec = weight.spec
+    codes = weight.unpacked()
+    if spec.kind == "float":
+        nonzero = (codes & ((1 << (spec.bits - 1)) - 1)) != 0
+    else:
+        zero = np.uint8(1 << (spec.bits - 1)) if weight.zero is None else _spread(weight.zero, weight)
+        nonzero = codes != zero
+    rows, columns = spec.block_of(weight.shape)
+    nonzero = np.logical_or.reduceat(nonzero, np.arange(0, weight.shape[0], rows), axis=0)
+    return np.logical_or.reduceat(nonzero, np.arange(0, weight.shape[1], columns), axis=1)
+
+
+def _spread(blocks: Array, weight: QWeight) -> Array:
+    rows, columns = weight.spec.block
+    if rows not in (WHOLE, 1):
+        blocks = np.repeat(blocks, rows, axis=0)[: weight.shape[0]]
+    if columns not in (WHOLE, 1):
+        blocks = np.repeat(blocks, columns, axis=1)[:, : weight.shape[1]]
+    return blocks

@@ -1,0 +1,186 @@
+"""From the plan to a model: read each row's tensors, decode them, pack them for the row's kernel, once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fewbits.checkpoint import Checkpoint, TensorReader, open_checkpoint
+from fewbits.errors import CheckpointError, Notice, PlanError
+from fewbits.kernels import KERNELS, Kernel, Op, choose
+from fewbits.kernels.batch import CacheLayer
+from fewbits.kernels.cpu.ops import CpuOps
+from fewbits.kernels.ops import Ops
+from fewbits.models import family_for
+from fewbits.models.decoder import Decoder
+from fewbits.plan import LoadPlan, Row, no_kernel, plan, require_runnable
+from fewbits.qweight import QLinear
+
+Progress = Callable[[int, int], None]  # bytes of tensors done, bytes in all
+
+
+@dataclass(slots=True, eq=False)
+class Loaded:
+    """A model, ready to run, and what it came from."""
+
+    checkpoint: Checkpoint
+    plan: LoadPlan
+    decoder: Decoder
+    ops: Ops
+    cache_layers: tuple[CacheLayer, ...]
+    notices: list[Notice]  # warnings that only the data could show
+
+
+class _ModuleArrays(Mapping[str, NDArray[Any]]):
+    """The tensors of one module by suffix, read when asked for."""
+
+    def __init__(self, reader: TensorReader, module: str, suffixes: Sequence[str]) -> None:
+        self._reader, self._module, self._suffixes = reader, module, suffixes
+
+    def __getitem__(self, suffix: str) -> NDArray[Any]:
+        if suffix not in self._suffixes:
+            raise KeyError(suffix)
+        return self._reader.read(f"{self._module}.{suffix}")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._suffixes)
+
+    def __len__(self) -> int:
+        return len(self._suffixes)
+
+
+def inspect(folder: str | Path) -> LoadPlan:
+    """The plan of a folder. Raises CheckpointError when config.json or a header can't be read."""
+    checkpoint = open_checkpoint(folder)
+    return plan(checkpoint, family_for(checkpoint.config))
+
+
+def decode(planned: LoadPlan, row: Row, reader: TensorReader) -> tuple[QLinear, list[Notice]]:
+    """One row's weight in canonical form, and the warnings that its data gave."""
+    assert row.resolved is not None and planned.format is not None
+    notices: list[Notice] = []
+    arrays = _ModuleArrays(reader, row.stored, row.resolved.claimed)
+
+    def warn(code: str, text: str) -> None:
+        notices.append(Notice(code, row.stored, text))
+
+    return planned.format.decode(row.stored, row.resolved, arrays, warn), notices
+
+
+def load(
+    folder: str | Path | Checkpoint,
+    allow_reference: bool = False,
+    progress: Progress | None = None,
+    ops: Ops | None = None,
+) -> Loaded:
+    """Plan a folder and load its model.
+
+    `allow_reference` runs modules without a native kernel in NumPy. `ops` is the back end, the native one unless
+    given; with the reference's, every module runs in the reference. Raises CheckpointError and PlanError.
+    """
+    checkpoint = folder if isinstance(folder, Checkpoint) else open_checkpoint(folder)
+    planned = plan(checkpoint, family_for(checkpoint.config))
+    ops = ops or CpuOps()
+    only_reference = ops.name == "reference"
+    require_runnable(planned, allow_reference or only_reference)
+    rows = [row for row in planned.rows if row.executed_as in ("native", "reference")]
+    total = sum(_stored_bytes(checkpoint, row) for row in rows)
+    params: dict[str, Any] = {}
+    notices: list[Notice] = []
+    done = 0
+    with checkpoint.reader(reuse=True) as reused, checkpoint.reader() as kept:
+        for row in rows:
+            size = _stored_bytes(checkpoint, row)
+            if row.kind == "norm":
+                params[row.name] = ops.vector(_norm(row, kept))
+            else:
+                # The reference keeps views of what it is given; native kernels copy into their own layout.
+                reference = only_reference or row.executed_as == "reference"
+                reader = kept if reference else reused
+                reader.reset(size)
+                linear, found = decode(planned, row, reader)
+                kernel = _kernel(row, linear, only_reference, allow_reference)
+                if linear.spec != row.spec and kernel.reference and not reference:
+                    linear, _ = decode(planned, row, kept)
+                params[row.name] = (kernel, kernel.pack(linear))
+                notices += [] if row.tied else found
+            done += size
+            if progress is not None:
+                progress(done, total)
+        cache_layers = planned.model.cache_layers(planned.cache_dtype, _kv_scales(planned, kept))
+    decoder = Decoder(planned.model, params, ops)
+    return Loaded(checkpoint, planned, decoder, ops, cache_layers, notices)
+
+
+def load_linear(
+    folder: str | Path, name: str, allow_reference: bool = False
+) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
+    """One projection of a checkpoint, of any family: a callable on float32 [M, K] that gives float32 [M, N].
+
+    Raises PlanError where the module doesn't exist or can't run, CheckpointError where its data is bad.
+    """
+    planned = inspect(folder)
+    row = next((row for row in planned.rows if row.name == name and row.resolved is not None), None)
+    if row is None or row.kind not in ("linear", "head", "expert", "router"):
+        raise PlanError("module-missing", "is not a linear module of this checkpoint", module=name)
+    if row.executed_as == "refused":
+        raise PlanError("kernel-none", row.reason, module=name)
+    assert planned.checkpoint is not None
+    with planned.checkpoint.reader() as reader:
+        linear, _ = decode(planned, row, reader)
+    kernel = _kernel(row, linear, False, allow_reference)
+    run = kernel.bind([kernel.pack(linear)])
+
+    def call(x: NDArray[np.float32]) -> NDArray[np.float32]:
+        result: NDArray[np.float32] = run(np.ascontiguousarray(x, np.float32))[0]
+        return result
+
+    return call
+
+
+def _kernel(row: Row, linear: QLinear, only_reference: bool, allow_reference: bool) -> Kernel:
+    """The plan's kernel; chosen anew where the data made another spec of it than the headers."""
+    op: Op = "embedding" if row.kind == "embedding" else "linear"
+    if only_reference:
+        return next(kernel for kernel in KERNELS if kernel.op == op and kernel.reference)
+    planned = row.kernel
+    if planned is not None and linear.spec == row.spec and (allow_reference or not planned.reference):
+        return planned
+    choice = choose(op, linear.spec, (row.shape[0], row.shape[1]), allow_reference)
+    if choice.kernel is None:
+        raise no_kernel(row, linear.spec, choice.declined)
+    return choice.kernel
+
+
+def _stored_bytes(checkpoint: Checkpoint, row: Row) -> int:
+    return sum(checkpoint.tensors[name].nbytes for name in row.tensors)
+
+
+def _norm(row: Row, reader: TensorReader) -> NDArray[np.float32]:
+    values = reader.read(f"{row.stored}.weight").astype(np.float32)
+    if not np.isfinite(values).all():
+        raise CheckpointError("weight-nan", "holds values that are not finite", module=f"{row.stored}.weight")
+    return values
+
+
+def _kv_scales(planned: LoadPlan, reader: TensorReader) -> dict[int, tuple[list[float], list[float]]]:
+    found = {}
+    for layer, names in planned.kv_scales.items():
+        heads = planned.model.layers[layer].attention.kv_heads
+        values = [_positive(name, reader.read(name), heads) for name in names]
+        found[layer] = (values[0], values[1])
+    return found
+
+
+def _positive(name: str, scale: NDArray[Any], heads: int) -> list[float]:
+    values: list[float] = scale.astype(np.float64).reshape(-1).tolist()
+    bad = [value for value in values if not np.isfinite(value) or value <= 0]
+    if bad or len(values) not in (1, heads):
+        wanted = f"one positive number or one for each of {heads} heads"
+        raise CheckpointError("scale-invalid", f"must hold {wanted}, not {values[:4]}", module=name)
+    return values
