@@ -1,0 +1,180 @@
+"""Small random decoders, the raw material of tests/fixtures.
+
+Owns: the shapes of the base models, their weights, their config.json in the present and in the older
+spelling, and the token ids that are run through them.
+
+The weights are drawn by NumPy (the same on every machine, which torch's vectorised normal is not) and made
+to show mistakes: rows of different magnitude, a mean that changes every 16 columns (so that zero points
+differ from group to group), norm weights away from one, biases away from zero, and a few exact zeros.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+TOKENS = 24
+MEAN_BLOCK = 16  # columns that share a mean; divides every group size in use
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """One base model: a transformers model type, its config keys and how its folder is spelled.
+
+    ``older_config`` writes config.json as models published before transformers 5 have it (torch_dtype,
+    rope_theta, rope_scaling); otherwise it stays as transformers wrote it (dtype, rope_parameters).
+    """
+
+    model_type: str
+    config: dict[str, Any] = field(default_factory=dict)
+    dtype: str = "bfloat16"
+    older_config: bool = False
+    shard_bytes: int | None = None
+
+    def but(
+        self,
+        dtype: str | None = None,
+        older_config: bool | None = None,
+        shard_bytes: int | None = None,
+        **config: Any,
+    ) -> BaseModel:
+        """The same model with other config keys, dtype, spelling or shards."""
+        return replace(
+            self,
+            config=self.config | config,
+            dtype=dtype or self.dtype,
+            older_config=self.older_config if older_config is None else older_config,
+            shard_bytes=shard_bytes or self.shard_bytes,
+        )
+
+
+COMMON: dict[str, Any] = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "vocab_size": 96,
+    "max_position_embeddings": 512,
+    "rms_norm_eps": 1e-5,
+    "tie_word_embeddings": False,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+# 64 positions put the 16-wide head's eight frequencies in all three regimes: kept, blended, divided.
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 10000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+
+LLAMA = BaseModel("llama", COMMON)
+LLAMA_SMALL = LLAMA.but(
+    num_hidden_layers=1, intermediate_size=96, num_attention_heads=2, num_key_value_heads=1, vocab_size=48
+)
+# 52 rows: packed zero points of the head end inside a word.
+LLAMA_ROWS_52 = LLAMA_SMALL.but(vocab_size=52)
+# 12 key rows: those of k_proj and v_proj do too.
+LLAMA_ODD_HEADS = LLAMA_ROWS_52.but(head_dim=12, num_attention_heads=4)
+LLAMA_WIDE = LLAMA_ROWS_52.but(
+    hidden_size=128, intermediate_size=256, num_attention_heads=4, num_key_value_heads=2, head_dim=32
+)
+LLAMA_BLOCK = LLAMA_WIDE.but(intermediate_size=128)
+LLAMA_TIED = LLAMA.but(tie_word_embeddings=True, older_config=True)
+LLAMA_SMALL_TIED = LLAMA_SMALL.but(tie_word_embeddings=True, older_config=True)
+LLAMA_TINY = LLAMA_SMALL.but(hidden_size=32, intermediate_size=64, vocab_size=44, older_config=True)
+MISTRAL = BaseModel("mistral", COMMON | {"sliding_window": 8, "rope_theta": 100000.0}, older_config=True)
+# use_sliding_window false: the window in the published file must not be used.
+QWEN2 = BaseModel(
+    "qwen2",
+    COMMON
+    | {"rope_theta": 1000000.0, "rms_norm_eps": 1e-6, "sliding_window": 8, "use_sliding_window": False},
+    older_config=True,
+)
+QWEN3 = BaseModel("qwen3", COMMON | {"head_dim": 32, "rope_theta": 1000000.0, "rms_norm_eps": 1e-6})
+
+
+def generator(*names: str) -> np.random.Generator:
+    """A generator that depends on the given names alone."""
+    return np.random.default_rng([zlib.crc32(name.encode()) for name in names])
+
+
+def token_ids(vocabulary: int, *names: str, sequences: int = 1) -> np.ndarray:
+    """Token ids ``[sequences, TOKENS]`` int64."""
+    return generator("tokens", *names).integers(0, vocabulary, (sequences, TOKENS), dtype=np.int64)
+
+
+def random_weight(name: str, shape: tuple[int, ...], tied: bool) -> np.ndarray:
+    """The float32 value of one parameter, a function of its name and shape alone."""
+    draw = generator(name, "x".join(map(str, shape)))
+    if name.endswith("norm.weight"):
+        return draw.uniform(0.5, 1.5, shape).astype(np.float32)
+    if name.endswith(".bias"):
+        return (0.5 * draw.standard_normal(shape)).astype(np.float32)
+    rows, columns = shape
+    if name.endswith("embed_tokens.weight") and not tied:
+        return draw.standard_normal(shape).astype(np.float32)
+    blocks = -(-columns // MEAN_BLOCK)
+    mean = np.repeat(draw.standard_normal((rows, blocks)), MEAN_BLOCK, axis=1)[:, :columns]
+    magnitude = np.exp(0.5 * draw.standard_normal((rows, 1))) / np.sqrt(columns)
+    weight = magnitude * (draw.standard_normal(shape) + 0.5 * mean)
+    if name.endswith("down_proj.weight"):
+        weight[3, :32] = 0  # a whole group of zeros: its scale is the writer's epsilon
+    if name.endswith("up_proj.weight"):
+        weight[5] = 0  # a whole row of zeros
+    return weight.astype(np.float32)
+
+
+def write_base(base: BaseModel, folder: Path) -> None:
+    """Writes the unquantized checkpoint as transformers saves it."""
+    config = AutoConfig.for_model(base.model_type, **base.config)
+    config.architectures = None
+    config.dtype = getattr(torch, base.dtype)
+    model = AutoModelForCausalLM.from_config(config, dtype=config.dtype)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            value = random_weight(name, tuple(parameter.shape), config.tie_word_embeddings)
+            parameter.copy_(torch.from_numpy(value))
+    shard_size = {} if base.shard_bytes is None else {"max_shard_size": base.shard_bytes}
+    model.save_pretrained(folder, **shard_size)
+    if base.older_config:
+        spell_older(base, folder / "config.json")
+
+
+def spell_older(base: BaseModel, path: Path) -> None:
+    """Rewrites config.json with the key names of models published before transformers 5."""
+    config = json.loads(path.read_text())
+    config["torch_dtype"] = config.pop("dtype")
+    rope = config.pop("rope_parameters")
+    config["rope_theta"] = rope.pop("rope_theta")
+    if rope.get("rope_type", "default") != "default":
+        config["rope_scaling"] = rope
+    config.pop("layer_types", None)
+    if config["head_dim"] * config["num_attention_heads"] == config["hidden_size"]:
+        del config["head_dim"]
+    if "sliding_window" in base.config:
+        config["sliding_window"] = base.config["sliding_window"]
+    config["transformers_version"] = "4.46.0"
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def load(folder: Path, dtype: str | torch.dtype = "auto") -> PreTrainedModel:
+    """A model from a folder, with attention written out, so that it is the same on every machine."""
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="eager").eval()
+
+
+@torch.no_grad()
+def logits_of(model: PreTrainedModel, ids: np.ndarray) -> torch.Tensor:
+    """Logits ``[tokens, vocabulary]`` float32 of one sequence ``[tokens]``."""
+    return model(torch.from_numpy(ids)[None]).logits[0].float().contiguous()

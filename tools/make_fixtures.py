@@ -1,0 +1,277 @@
+"""Writes tests/fixtures: small checkpoints made by the real tools, each with what it must decode to.
+
+    python tools/make_fixtures.py                  all of them, and tests/fixtures/README.md
+    python tools/make_fixtures.py --only NAME …    some of them
+
+Needs tools/fixtures-requirements.txt. Each folder is the published folder as the tool wrote it (without
+recipe.yaml) and beside it
+
+    expected.json         versions of the tools, what was done, and per quantized module the dtype, shape
+                          and SHA-256 (of the little-endian bytes) of the library's own decompression
+    expected.safetensors  input_ids [T] int64, logits, and the decompression itself, `<module>.weight`, of
+                          the head, the embedding and layer 0 (of its k_proj alone where one scheme serves
+                          all modules)
+
+Logits are `[T, vocabulary]` float32, computed in float32 with attention written out:
+    logits              weight-only and unquantized: transformers on the decompressed weights
+    logits_weight_only  the same, where the checkpoint also quantizes activations or the KV cache
+    logits_producer     there: the library's own forward, which quantizes those too
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("LLM_COMPRESSOR_LOG_DISABLED", "true")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TQDM_DISABLE", "1")
+sys.path.insert(0, str(Path(__file__).parent))
+
+import numpy as np
+import torch
+from compressed_tensors.compressors import BaseCompressor
+from compressed_tensors.quantization import QuantizationConfig, apply_quantization_config
+from fixture_models import load, logits_of, token_ids, write_base
+from fixture_rewrites import REWRITES, Rewrite
+from fixture_table import FIXTURES, Fixture, Recipe
+from llmcompressor import oneshot
+from llmcompressor.modifiers.quantization import QuantizationModifier
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, models
+from torch.utils.data import DataLoader
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+
+ROOT = Path(__file__).resolve().parents[1]
+TOOLS = ("llmcompressor", "compressed-tensors", "transformers", "safetensors", "torch")
+CALIBRATION_SEQUENCES = 8
+# In float32 two orders of the same sums differ by this much on logits of size 10.
+SAME_LOGITS = 1e-4
+
+Tensors = dict[str, torch.Tensor]
+
+
+def quantize(base: Path, recipe: Recipe, vocabulary: int, folder: Path) -> None:
+    """Runs llm-compressor on the base checkpoint and saves its result."""
+    modifier = QuantizationModifier(
+        config_groups={f"group_{i}": dict(group) for i, group in enumerate(recipe.groups)} or None,
+        scheme=recipe.preset,
+        ignore=list(recipe.ignore),
+        kv_cache_scheme=recipe.kv_cache,
+    )
+    calibration: dict[str, Any] = {}
+    if recipe.calibrate:
+        ids = torch.from_numpy(token_ids(vocabulary, "calibration", sequences=CALIBRATION_SEQUENCES))
+        calibration = {
+            "dataset": DataLoader([{"input_ids": row} for row in ids], batch_size=1),
+            # Asked for wherever there is a data set, and then not used.
+            "processor": PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE())),
+            "pipeline": "basic",
+        }
+    model = load(base)
+    oneshot(model=model, recipe=modifier, **calibration)
+    model.save_pretrained(folder, save_compressed=recipe.compress, quantization_format=recipe.storage)
+    (folder / "recipe.yaml").unlink()
+
+
+def read(folder: Path) -> Tensors:
+    """All tensors of a checkpoint, shards joined."""
+    shards = sorted(path for path in folder.glob("*.safetensors") if path.name != "expected.safetensors")
+    return {name: tensor for path in shards for name, tensor in load_file(path).items()}
+
+
+def unquantized_model(folder: Path) -> PreTrainedModel:
+    """The plain float32 model of a checkpoint's config, weights still random."""
+    config = AutoConfig.from_pretrained(folder)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(
+        config, dtype=torch.float32, attn_implementation="eager"
+    )
+    return model.eval()
+
+
+def decompress(folder: Path) -> Tensors:
+    """Per quantized module, the owner's own decompression of what the folder holds.
+
+    Schemes come from the library's matching on the plain model: transformers can't load a checkpoint whose
+    embedding is packed.
+    """
+    tensors = read(folder)
+    model = unquantized_model(folder)
+    config = json.loads((folder / "config.json").read_text())["quantization_config"]
+    apply_quantization_config(model, QuantizationConfig.model_validate(config), show_progress=False)
+    decoded = {}
+    for name, module in model.named_modules():
+        scheme = getattr(module, "quantization_scheme", None)
+        stored = {key.rpartition(".")[2]: tensors[key] for key in tensors if key.rpartition(".")[0] == name}
+        # Without tensors: a tied head. Without weights: attention whose cache is quantized.
+        if scheme is None or scheme.weights is None or not stored:
+            continue
+        compressor = BaseCompressor.get_value_from_registry(scheme.format)
+        decoded[f"{name}.weight"] = compressor.decompress(stored, scheme)["weight"].detach().contiguous()
+    return decoded
+
+
+def dense_logits(folder: Path, decoded: Mapping[str, torch.Tensor], ids: np.ndarray) -> torch.Tensor:
+    """Logits of the plain model that holds the decoded weights and whatever is stored dense, in float32."""
+    model = unquantized_model(folder)
+    state = read(folder) | dict(decoded)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(state[name].float())
+    return logits_of(model, ids)
+
+
+def producer_logits(folder: Path, ids: np.ndarray) -> torch.Tensor:
+    """Logits of the library's own forward: its decompressed weights, its fake-quantized activations.
+
+    The first forward decompresses, in the checkpoint's dtype; the second runs in float32.
+    """
+    model = load(folder)
+    logits_of(model, ids)
+    torch.nn.Module.float(model)  # transformers refuses its own method on a quantized model
+    return logits_of(model, ids)
+
+
+def expected_logits(folder: Path, fixture: Fixture, decoded: Tensors) -> Tensors:
+    """The token ids and the logits that belong to them."""
+    ids = token_ids(fixture.base.config["vocab_size"], fixture.name)[0]
+    dense = dense_logits(folder, decoded, ids)
+    expected = {"input_ids": torch.from_numpy(ids)}
+    if fixture.recipe is not None and fixture.recipe.quantizes_activations:
+        return expected | {"logits_weight_only": dense, "logits_producer": producer_logits(folder, ids)}
+    if fixture.recipe is not None and fixture.recipe.compress and "model.embed_tokens.weight" not in decoded:
+        difference = (producer_logits(folder, ids) - dense).abs().max().item()
+        if difference > SAME_LOGITS:
+            raise AssertionError(f"{fixture.name}: the library's forward differs by {difference}")
+    return expected | {"logits": dense}
+
+
+def kept(name: str, every: bool) -> bool:
+    """Whether a decoded weight is stored as a tensor, beside its digest."""
+    if ".layers." not in name:
+        return True
+    return ".layers.0." in name and (every or name.endswith("k_proj.weight"))
+
+
+def digest(tensor: torch.Tensor) -> dict[str, object]:
+    """Dtype, shape and SHA-256 of a tensor's bytes."""
+    data = tensor.contiguous().view(torch.uint8).numpy().tobytes()
+    return {
+        "dtype": str(tensor.dtype).removeprefix("torch."),
+        "shape": list(tensor.shape),
+        "sha256": hashlib.sha256(data).hexdigest(),
+    }
+
+
+def write_expected(
+    folder: Path, how: Mapping[str, object], decoded: Tensors, logits: Tensors, every: bool
+) -> None:
+    """Writes expected.json and expected.safetensors."""
+    described = {
+        **how,
+        "tools": {tool: version(tool) for tool in TOOLS},
+        "decoded": {name.removesuffix(".weight"): digest(tensor) for name, tensor in sorted(decoded.items())},
+    }
+    (folder / "expected.json").write_text(json.dumps(described, indent=1) + "\n")
+    stored = {name: tensor for name, tensor in decoded.items() if kept(name, every)}
+    save_file(stored | logits, folder / "expected.safetensors")
+
+
+def make(fixture: Fixture, folder: Path) -> None:
+    """Makes one fixture in a new folder."""
+    if fixture.recipe is None:
+        write_base(fixture.base, folder)
+        decoded: Tensors = {}
+    else:
+        with tempfile.TemporaryDirectory() as base:
+            write_base(fixture.base, Path(base))
+            quantize(Path(base), fixture.recipe, fixture.base.config["vocab_size"], folder)
+        decoded = decompress(folder) if fixture.recipe.compress else {}
+    how: dict[str, object] = {"note": fixture.note, "made_by": "transformers"}
+    if fixture.recipe is not None:
+        recipe = asdict(fixture.recipe)
+        how |= {"made_by": "llm-compressor", "recipe": {key: recipe[key] for key in recipe if recipe[key]}}
+    every = fixture.recipe is not None and len(fixture.recipe.groups) > 1
+    write_expected(folder, how, decoded, expected_logits(folder, fixture, decoded), every)
+
+
+def rewrite(row: Rewrite, folder: Path, source: Path) -> None:
+    """Makes one rewritten fixture from the folder of its source, which stands beside it."""
+    tensors = read(source)
+    config = json.loads((source / "config.json").read_text())
+    decoded = decompress(source)
+    unchanged = dict(decoded)
+    row.apply(tensors, config, decoded)
+    changed = any(decoded[name] is not unchanged[name] for name in decoded)
+    shutil.copytree(source, folder)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    expected = load_file(source / "expected.safetensors")
+    logits = {name: expected[name] for name in expected if name == "input_ids" or name.startswith("logits")}
+    if changed:
+        logits["logits"] = dense_logits(source, decoded, logits["input_ids"].numpy())
+    how = {"note": row.note, "made_by": f"rewritten from {row.source}", "rewrite": row.apply.__doc__}
+    write_expected(folder, how, decoded, logits, every=changed)
+
+
+def write_readme(out: Path) -> None:
+    """Lists the fixtures that are in the folder, one line each."""
+    rows: list[Fixture | Rewrite] = [*FIXTURES, *REWRITES]
+    lines = [
+        "# Fixtures",
+        "",
+        "Small random checkpoints written by the real tools, each with what it must decode to. Made by",
+        "`tools/make_fixtures.py` (its docstring says what the `expected` files hold), which also wrote this",
+        "page; `make test-peers` makes them again and compares. Names say scheme, then `head` where the",
+        "language-model head is quantized, then the dtype where it is not bfloat16.",
+        "",
+        "| Folder | Made by | Note |",
+        "|---|---|---|",
+    ]
+    for row in rows:
+        described = json.loads((out / row.name / "expected.json").read_text())
+        lines.append(f"| `{row.name}` | {described['made_by']} | {described['note']} |")
+    (out / "README.md").write_text("\n".join(lines) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="names of fixtures")
+    parser.add_argument("--out", type=Path, default=ROOT / "tests" / "fixtures", help="where to write")
+    options = parser.parse_args()
+    make_all(options.out, options.only)
+    write_readme(options.out)
+
+
+def make_all(out: Path, only: list[str] | None = None) -> None:
+    """Makes the fixtures of the given names, or all, under ``out``; a rewrite needs its source there."""
+    torch.set_num_threads(1)
+    rows: list[Fixture | Rewrite] = [*FIXTURES, *REWRITES]
+    for row in rows:
+        if only is not None and row.name not in only:
+            continue
+        folder = out / row.name
+        shutil.rmtree(folder, ignore_errors=True)
+        if isinstance(row, Rewrite):
+            rewrite(row, folder, out / row.source)
+        else:
+            make(row, folder)
+        print(row.name, flush=True)
+
+
+if __name__ == "__main__":
+    main()
