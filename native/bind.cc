@@ -1,0 +1,168 @@
+// The Python module fewbits._native.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/shared_ptr.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <stdexcept>
+
+#include "cpu.h"
+#include "gemm/gemm.h"
+#include "threads.h"
+
+namespace nb = nanobind;
+
+// Each kernel family binds its own functions.
+void bind_attention(nb::module_& m);
+void bind_elementwise(nb::module_& m);
+
+namespace {
+
+using fewbits::Gemm;
+using fewbits::PackedWeight;
+using Array = nb::ndarray<nb::ro, nb::device::cpu>;
+
+nb::dict cpu_features() {
+  const fewbits::CpuFeatures& f = fewbits::cpu_features();
+  nb::dict d;
+  d["avx2"] = f.avx2;
+  d["fma"] = f.fma;
+  d["f16c"] = f.f16c;
+  d["avx_vnni"] = f.avx_vnni;
+  d["avx512f"] = f.avx512f;
+  d["avx512bw"] = f.avx512bw;
+  d["avx512vl"] = f.avx512vl;
+  d["avx512dq"] = f.avx512dq;
+  d["avx512_vnni"] = f.avx512_vnni;
+  d["avx512_bf16"] = f.avx512_bf16;
+  return d;
+}
+
+std::vector<std::string> supported_tiers() {
+  std::vector<std::string> names;
+  for (const fewbits::Tier tier : fewbits::supported_tiers()) names.emplace_back(name(tier));
+  return names;
+}
+
+void set_thread_count(int count) {
+  if (count < 1) throw nb::value_error("the number of threads must be at least 1");
+  const nb::gil_scoped_release release;
+  fewbits::set_thread_count(count);
+}
+
+// NumPy's own array.ctypes.data takes five times as long.
+uintptr_t address(const nb::ndarray<nb::ro, nb::c_contig, nb::device::cpu>& array) {
+  return reinterpret_cast<uintptr_t>(array.data());
+}
+
+// The data of a C-contiguous array of the given type and shape.
+template <typename T>
+const T* checked(const Array& array, const char* what, const char* type,
+                 const std::vector<int64_t>& shape) {
+  bool fits = array.dtype() == nb::dtype<T>() && array.ndim() == shape.size();
+  int64_t stride = 1;
+  for (size_t i = shape.size(); fits && i-- > 0;) {
+    fits = static_cast<int64_t>(array.shape(i)) == shape[i] &&
+           (shape[i] <= 1 || array.stride(i) == stride);
+    stride *= shape[i];
+  }
+  if (!fits) {
+    std::string text = std::string(what) + " must be a contiguous " + type + " array of shape [";
+    for (size_t i = 0; i < shape.size(); ++i) text += (i ? ", " : "") + std::to_string(shape[i]);
+    throw std::invalid_argument(text + "]");
+  }
+  return static_cast<const T*>(array.data());
+}
+
+void fill(PackedWeight& weight, int64_t row_begin, const Array& codes,
+          const std::optional<Array>& scale, const std::optional<Array>& zero) {
+  if (codes.ndim() != 2) throw std::invalid_argument("codes must have two dimensions");
+  const int64_t rows = static_cast<int64_t>(codes.shape(0));
+  const uint8_t* bytes = nullptr;
+  switch (weight.kind()) {
+    case fewbits::WeightKind::int4:
+    case fewbits::WeightKind::int8:
+      bytes = checked<uint8_t>(codes, "codes", "uint8", {rows, weight.code_row_bytes()});
+      break;
+    case fewbits::WeightKind::bf16:
+    case fewbits::WeightKind::f16:
+      bytes = reinterpret_cast<const uint8_t*>(
+          checked<uint16_t>(codes, "codes", "uint16", {rows, weight.K()}));
+      break;
+    case fewbits::WeightKind::f32:
+      bytes = reinterpret_cast<const uint8_t*>(
+          checked<float>(codes, "codes", "float32", {rows, weight.K()}));
+      break;
+  }
+  const std::vector<int64_t> shape = {rows, weight.groups()};
+  const float* scales = scale ? checked<float>(*scale, "scale", "float32", shape) : nullptr;
+  const float* zeros = zero ? checked<float>(*zero, "zero", "float32", shape) : nullptr;
+  const nb::gil_scoped_release release;
+  weight.fill(row_begin, rows, bytes, scales, zeros);
+}
+
+void make_gemm(Gemm* self, std::vector<std::shared_ptr<PackedWeight>> weights,
+               const std::vector<std::optional<Array>>& biases) {
+  std::vector<std::vector<float>> copies;
+  for (const std::optional<Array>& bias : biases) {
+    if (!bias) {
+      copies.emplace_back();
+      continue;
+    }
+    const int64_t length = bias->ndim() == 1 ? static_cast<int64_t>(bias->shape(0)) : 0;
+    const float* data = checked<float>(*bias, "a bias", "float32", {length});
+    if (length == 0) throw std::invalid_argument("a bias can't be empty");
+    copies.emplace_back(data, data + length);
+  }
+  new (self) Gemm({weights.begin(), weights.end()}, std::move(copies));
+}
+
+void run(const Gemm& gemm, uintptr_t x, int64_t M, const nb::sequence& y, bool add) {
+  if (M < 0 || nb::len(y) != gemm.size()) {
+    throw std::invalid_argument("a product takes M >= 0 rows and one address per weight");
+  }
+  std::vector<float*> outputs;
+  outputs.reserve(gemm.size());
+  for (size_t i = 0; i < gemm.size(); ++i) {
+    outputs.push_back(reinterpret_cast<float*>(nb::cast<uintptr_t>(y[i])));
+  }
+  const nb::gil_scoped_release release;
+  gemm.run(reinterpret_cast<const float*>(x), M, outputs.data(), add);
+}
+
+}  // namespace
+
+NB_MODULE(_native, m) {
+  m.def("cpu_features", &cpu_features);
+  m.def("supported_tiers", &supported_tiers);
+  m.def("tier", [] { return std::string(fewbits::name(fewbits::tier())); });
+  m.def("thread_count", &fewbits::thread_count);
+  m.def("set_thread_count", &set_thread_count, nb::arg("count"));
+
+  m.def("address", &address, nb::arg("array").noconvert());
+
+  nb::class_<PackedWeight>(m, "PackedWeight")
+      .def(
+          "__init__",
+          [](PackedWeight* self, const std::string& kind, int64_t N, int64_t K, int64_t group_size,
+             bool zero) {
+            new (self) PackedWeight(fewbits::weight_kind(kind), N, K, group_size, zero);
+          },
+          nb::arg("kind"), nb::arg("N"), nb::arg("K"), nb::arg("group_size"), nb::arg("zero"))
+      .def("fill", &fill, nb::arg("row_begin"), nb::arg("codes").noconvert(),
+           nb::arg("scale").noconvert().none(), nb::arg("zero").noconvert().none())
+      .def_prop_ro("N", &PackedWeight::N)
+      .def_prop_ro("K", &PackedWeight::K)
+      .def_prop_ro("group_size", &PackedWeight::group_size)
+      .def_prop_ro("nbytes", &PackedWeight::nbytes);
+
+  nb::class_<Gemm>(m, "Gemm")
+      .def("__init__", &make_gemm, nb::arg("weights"), nb::arg("biases"))
+      .def("run", &run, nb::arg("x"), nb::arg("M"), nb::arg("y"), nb::arg("add"))
+      .def_prop_ro("K", &Gemm::K);
+
+  bind_attention(m);
+  bind_elementwise(m);
+}

@@ -1,0 +1,128 @@
+// fewbits._native: norms, the gated activation and embedding rows.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
+
+#include <optional>
+#include <stdexcept>
+#include <string>
+
+#include "elementwise/elementwise.h"
+
+namespace nb = nanobind;
+
+namespace {
+
+using fewbits::EmbeddingKind;
+using Codes = nb::ndarray<nb::ro, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Groups = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+
+template <typename T>
+T* at(uintptr_t address) {
+  return reinterpret_cast<T*>(address);
+}
+
+void require(bool condition, const std::string& sentence) {
+  if (!condition) throw std::invalid_argument(sentence);
+}
+
+void rms_norm(uintptr_t x, uintptr_t weight, uintptr_t y, int64_t T, int64_t H, float eps,
+              float offset) {
+  require(T >= 0 && H > 0, "rms_norm takes rows of at least one element");
+  fewbits::rms_norm(at<const float>(x), at<const float>(weight), at<float>(y), T, H, eps, offset);
+}
+
+void silu_mul(uintptr_t gate, uintptr_t up, uintptr_t y, int64_t T, int64_t I) {
+  require(T >= 0 && I >= 0, "sizes can't be negative");
+  fewbits::silu_mul(at<const float>(gate), at<const float>(up), at<float>(y), T, I);
+}
+
+// References its arrays (the codes may be a memory map) and keeps them alive.
+class Embedding {
+ public:
+  Embedding(const std::string& kind, Codes codes, int64_t K, std::optional<Groups> scale,
+            std::optional<Groups> zero, int64_t group_size)
+      : codes_(codes), scale_(scale), zero_(zero) {
+    const bool int4 = kind == "int4", quantized = int4 || kind == "int8";
+    require(quantized || kind == "bf16" || kind == "f16" || kind == "f32",
+            "an embedding's kind is int4, int8, bf16, f16 or f32, not " + kind);
+    const nb::dlpack::dtype wanted = quantized       ? nb::dtype<uint8_t>()
+                                     : kind == "f32" ? nb::dtype<float>()
+                                                     : nb::dtype<uint16_t>();
+    require(codes.dtype() == wanted, "codes of kind " + kind + " are an array of " +
+                                         (quantized       ? "uint8"
+                                          : kind == "f32" ? "float32"
+                                                          : "uint16"));
+    const int64_t rows = static_cast<int64_t>(codes.shape(0));
+    const int64_t columns = int4 ? (K + 1) / 2 : K;
+    require(K > 0 && static_cast<int64_t>(codes.shape(1)) == columns,
+            "codes have " + std::to_string(codes.shape(1)) + " columns where " +
+                std::to_string(columns) + " are expected");
+    require(scale.has_value() == quantized, quantized ? "integer codes need scales"
+                                                      : "only integer codes have scales");
+    require(quantized || !zero, "only integer codes have zero points");
+    if (quantized) {
+      require(group_size > 0, "the group size must be positive");
+      const int64_t groups = (K + group_size - 1) / group_size;
+      const auto fits = [&](const Groups& array) {
+        return static_cast<int64_t>(array.shape(0)) == rows &&
+               static_cast<int64_t>(array.shape(1)) == groups;
+      };
+      const std::string shape = " of shape [" + std::to_string(rows) + ", " + std::to_string(groups) + "]";
+      require(fits(*scale), "the scales must be an array" + shape);
+      require(!zero || fits(*zero), "the zero points must be an array" + shape);
+    }
+    table_.kind = int4             ? EmbeddingKind::int4
+                  : kind == "int8" ? EmbeddingKind::int8
+                  : kind == "bf16" ? EmbeddingKind::bf16
+                  : kind == "f16"  ? EmbeddingKind::f16
+                                   : EmbeddingKind::f32;
+    table_.codes = static_cast<const uint8_t*>(codes.data());
+    table_.rows = rows;
+    table_.K = K;
+    table_.scale = scale ? scale->data() : nullptr;
+    table_.zero = zero ? zero->data() : nullptr;
+    table_.group_size = group_size;
+  }
+
+  void rows(uintptr_t ids, int64_t T, uintptr_t y) const {
+    const int64_t* wanted = at<const int64_t>(ids);
+    for (int64_t t = 0; t < T; ++t) {
+      require(wanted[t] >= 0 && wanted[t] < table_.rows,
+              "token id " + std::to_string(wanted[t]) + " is not among the " +
+                  std::to_string(table_.rows) + " rows of the embedding");
+    }
+    fewbits::gather_rows(table_, wanted, T, at<float>(y));
+  }
+
+  int64_t row_count() const { return table_.rows; }
+  int64_t K() const { return table_.K; }
+
+ private:
+  Codes codes_;
+  std::optional<Groups> scale_, zero_;
+  fewbits::EmbeddingTable table_;
+};
+
+}  // namespace
+
+void bind_elementwise(nb::module_& module) {
+  using nb::arg;
+  const auto unlocked = nb::call_guard<nb::gil_scoped_release>();
+  module.def("rms_norm", &rms_norm, arg("x"), arg("weight"), arg("y"), arg("T"), arg("H"), arg("eps"),
+             arg("offset"), unlocked,
+             "y = x / sqrt(mean(x^2) + eps) * (weight + offset) for rows [T, H] of float32.");
+  module.def("silu_mul", &silu_mul, arg("gate"), arg("up"), arg("y"), arg("T"), arg("I"), unlocked,
+             "y = silu(gate) * up, [T, I] of float32.");
+  nb::class_<Embedding>(module, "Embedding",
+                        "Rows of an embedding, dequantized to float32 when they are asked for.")
+      .def(nb::init<const std::string&, Codes, int64_t, std::optional<Groups>, std::optional<Groups>,
+                    int64_t>(),
+           arg("kind"), arg("codes"), arg("K"), arg("scale").none(), arg("zero").none(),
+           arg("group_size"))
+      .def("rows", &Embedding::rows, arg("ids"), arg("T"), arg("y"), unlocked,
+           "Row ids[t] (int64 [T]) into y[t] (float32 [T, K]); both are addresses.")
+      .def_prop_ro("N", &Embedding::row_count)
+      .def_prop_ro("K", &Embedding::K);
+}

@@ -1,0 +1,57 @@
+// Row-wise operations on float32 activations: RMS norm, the gated activation, embedding rows.
+//
+// Each row is computed in an order that depends on nothing but its length.
+#pragma once
+
+#include <stdint.h>
+
+namespace fewbits {
+
+// y = x / sqrt(mean(x^2) + eps) * (weight + offset), rows of [T, H]. y may be x.
+void rms_norm(const float* x, const float* weight, float* y, int64_t T, int64_t H, float eps,
+              float offset);
+
+// y = gate / (1 + e^-gate) * up, [T, I]. y may be gate or up.
+void silu_mul(const float* gate, const float* up, float* y, int64_t T, int64_t I);
+
+// y = e^x for x <= 0, at most 1.03 ulp off; 0 below -87.
+void exp_negative(const float* x, float* y, int64_t count);
+
+// int4: two codes in a byte, the lower one first. Integer codes are unsigned; without zero points the
+// zero is 8 (int4) or 128 (int8).
+enum class EmbeddingKind : int { int4, int8, bf16, f16, f32 };
+
+struct EmbeddingTable {
+  EmbeddingKind kind;
+  const uint8_t* codes;  // [rows, bytes of K codes]; needs no alignment
+  int64_t rows, K;
+  const float* scale;  // [rows, groups], integers only
+  const float* zero;   // [rows, groups] or null
+  int64_t group_size;
+};
+
+// y[t] = row ids[t], dequantized: (code - zero) * scale. Every id must be a row.
+void gather_rows(const EmbeddingTable& table, const int64_t* ids, int64_t T, float* y);
+
+// The tiers.
+struct ElementwiseKernels {
+  void (*rms_norm)(const float* x, const float* weight, float* y, int64_t rows, int64_t H, float eps,
+                   float offset);
+  void (*silu_mul)(const float* gate, const float* up, float* y, int64_t count);
+  void (*exp_negative)(const float* x, float* y, int64_t count);
+};
+
+void rms_norm_ref(const float* x, const float* weight, float* y, int64_t rows, int64_t H, float eps,
+                  float offset);
+void silu_mul_ref(const float* gate, const float* up, float* y, int64_t count);
+void exp_negative_ref(const float* x, float* y, int64_t count);
+void rms_norm_avx2(const float* x, const float* weight, float* y, int64_t rows, int64_t H, float eps,
+                   float offset);
+void silu_mul_avx2(const float* gate, const float* up, float* y, int64_t count);
+void exp_negative_avx2(const float* x, float* y, int64_t count);
+void rms_norm_avx512(const float* x, const float* weight, float* y, int64_t rows, int64_t H, float eps,
+                     float offset);
+void silu_mul_avx512(const float* gate, const float* up, float* y, int64_t count);
+void exp_negative_avx512(const float* x, float* y, int64_t count);
+
+}  // namespace fewbits

@@ -1,0 +1,63 @@
+// The elementwise kernels, written once over sixteen lanes; each tier's file includes this.
+#pragma once
+
+#include <stdint.h>
+
+#include "elementwise/lanes.h"
+
+namespace fewbits {
+namespace {
+
+// The elements of a row of `count` that are left from i on, as the partial forms of lanes.h want them.
+inline int left(int64_t count, int64_t i) {
+  return count - i < kLanes ? static_cast<int>(count - i) : kLanes;
+}
+
+inline void rms_norm_rows(const float* x, const float* weight, float* y, int64_t rows, int64_t H,
+                          float eps, float offset) {
+  constexpr int kSums = 4;  // independent sums hide the latency of an addition
+  for (int64_t row = 0; row < rows; ++row, x += H, y += H) {
+    Lanes squares[kSums] = {zero(), zero(), zero(), zero()};
+    int64_t i = 0;
+    for (; i + kSums * kLanes <= H; i += kSums * kLanes) {
+      for (int s = 0; s < kSums; ++s) {
+        const Lanes value = load(x + i + s * kLanes);
+        squares[s] = multiply_add(value, value, squares[s]);
+      }
+    }
+    for (; i < H; i += kLanes) {
+      const Lanes value = load_part(x + i, left(H, i));
+      squares[0] = multiply_add(value, value, squares[0]);
+    }
+    const Lanes sum = add(add(squares[0], squares[1]), add(squares[2], squares[3]));
+    const float mean = sum_lanes(sum) / static_cast<float>(H);
+    const Lanes factor = broadcast(1.0f / __builtin_sqrtf(mean + eps));
+    for (i = 0; i < H; i += kLanes) {
+      const int count = left(H, i);
+      const Lanes weights = add(load_part(weight + i, count), broadcast(offset));
+      store_part(y + i, multiply(multiply(load_part(x + i, count), factor), weights), count);
+    }
+  }
+}
+
+// With t = e^-|x|: 1 / (1 + e^-x) is 1 / (1 + t) for x >= 0 and t / (1 + t) below; nothing overflows.
+inline void silu_mul_range(const float* gate, const float* up, float* y, int64_t count) {
+  for (int64_t i = 0; i < count; i += kLanes) {
+    const int part = left(count, i);
+    const Lanes x = load_part(gate + i, part);
+    const Lanes t = exp_lanes(minus_magnitude(x));
+    const Lanes numerator = where_negative(x, t, broadcast(1.0f));
+    const Lanes activated = divide(multiply(x, numerator), add(broadcast(1.0f), t));
+    store_part(y + i, multiply(activated, load_part(up + i, part)), part);
+  }
+}
+
+inline void exp_range(const float* x, float* y, int64_t count) {
+  for (int64_t i = 0; i < count; i += kLanes) {
+    const int part = left(count, i);
+    store_part(y + i, exp_lanes(load_part(x + i, part)), part);
+  }
+}
+
+}  // namespace
+}  // namespace fewbits

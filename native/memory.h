@@ -1,0 +1,35 @@
+// Large aligned buffers.
+#pragma once
+
+#include <stddef.h>
+
+#include <utility>
+
+namespace fewbits {
+
+// Zero-filled memory aligned to a cache line; from 2 MiB on in huge pages where the system has
+// them. Moves, doesn't copy. Throws std::bad_alloc.
+class Buffer {
+ public:
+  Buffer() = default;
+  explicit Buffer(size_t bytes);
+  ~Buffer();
+  Buffer(Buffer&& other) noexcept { *this = std::move(other); }
+  Buffer& operator=(Buffer&& other) noexcept {
+    std::swap(data_, other.data_);
+    std::swap(bytes_, other.bytes_);
+    return *this;
+  }
+
+  size_t bytes() const { return bytes_; }
+  template <typename T>
+  T* as() const {
+    return static_cast<T*>(data_);
+  }
+
+ private:
+  void* data_ = nullptr;
+  size_t bytes_ = 0;
+};
+
+}  // namespace fewbits

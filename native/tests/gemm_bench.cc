@@ -1,0 +1,190 @@
+// Speed of the products beside the machine's limits, both measured here. Not a test: run it by
+// hand, on an idle machine.
+//
+//   gemm_bench [threads] [N] [K]
+//
+// The limit of a product is the larger of two times: its packed bytes over the reading rate, and
+// its multiply-accumulates over the peak of the dot that its tier uses. "share" is limit /
+// measured.
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <algorithm>
+#include <chrono>
+#include <memory>
+#include <vector>
+
+#include "cpu.h"
+#include "gemm/gemm.h"
+#include "memory.h"
+#include "threads.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace fewbits {
+namespace {
+
+constexpr int kRepeats = 15;
+
+double now() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+template <typename Work>
+double best_time(Work work) {
+  double best = 1e9;
+  for (int i = 0; i < kRepeats; ++i) {
+    const double start = now();
+    work();
+    best = std::min(best, now() - start);
+  }
+  return best;
+}
+
+// Multiply-accumulates per call of the loops below; each keeps 24 independent sums in registers.
+constexpr int64_t kPeakSteps = 200000;
+
+#if defined(__x86_64__)
+#define FEWBITS_REPEAT_24(x)                                                                  \
+  x(0) x(1) x(2) x(3) x(4) x(5) x(6) x(7) x(8) x(9) x(10) x(11) x(12) x(13) x(14) x(15) x(16) \
+      x(17) x(18) x(19) x(20) x(21) x(22) x(23)
+
+__attribute__((target("avx512f"))) void peak_f32(float* out) {
+#define FEWBITS_ZERO(i) __m512 sum##i = _mm512_set1_ps(out[i]);
+#define FEWBITS_STEP(i) asm volatile("vfmadd231ps %1, %2, %0" : "+v"(sum##i) : "v"(a), "v"(b));
+#define FEWBITS_STORE(i) out[i] = _mm512_cvtss_f32(sum##i);
+  FEWBITS_REPEAT_24(FEWBITS_ZERO)
+  const __m512 a = _mm512_set1_ps(0.5f), b = _mm512_set1_ps(0.25f);
+  for (int64_t step = 0; step < kPeakSteps; ++step) {
+    FEWBITS_REPEAT_24(FEWBITS_STEP)
+  }
+  FEWBITS_REPEAT_24(FEWBITS_STORE)
+#undef FEWBITS_STEP
+}
+
+__attribute__((target("avx512f,avx512bf16"))) void peak_bf16(float* out) {
+#define FEWBITS_STEP(i) asm volatile("vdpbf16ps %1, %2, %0" : "+v"(sum##i) : "v"(a), "v"(b));
+  FEWBITS_REPEAT_24(FEWBITS_ZERO)
+  const __m512 a = _mm512_set1_ps(0.5f), b = _mm512_set1_ps(0.25f);
+  for (int64_t step = 0; step < kPeakSteps; ++step) {
+    FEWBITS_REPEAT_24(FEWBITS_STEP)
+  }
+  FEWBITS_REPEAT_24(FEWBITS_STORE)
+}
+#endif
+
+// Multiply-accumulates per second of all threads, 0 where not measured.
+double peak_rate(int threads, bool bf16) {
+#if defined(__x86_64__)
+  if (tier() < (bf16 ? Tier::avx512_bf16 : Tier::avx512)) return 0;
+  struct Job {
+    bool bf16;
+  } job{bf16};
+  const double seconds = best_time([&] {
+    parallel_for(
+        threads,
+        [](void* context, int64_t begin, int64_t end) {
+          float out[24] = {};
+          for (; begin < end; ++begin) {
+            static_cast<Job*>(context)->bf16 ? peak_bf16(out) : peak_f32(out);
+          }
+        },
+        &job);
+  });
+  return threads * double{kPeakSteps} * 24 * 16 * (bf16 ? 2 : 1) / seconds;
+#else
+  (void)threads, (void)bf16;
+  return 0;
+#endif
+}
+
+double read_rate() {
+  constexpr int64_t kBlock = 1 << 20;
+  constexpr int64_t kBlocks = 256;
+  const Buffer memory(kBlock * kBlocks);
+  struct Job {
+    const uint64_t* words;
+    uint64_t sums[kBlocks];
+  } job{memory.as<uint64_t>(), {}};
+  const double seconds = best_time([&] {
+    parallel_for(
+        kBlocks,
+        [](void* context, int64_t begin, int64_t end) {
+          Job& j = *static_cast<Job*>(context);
+          for (; begin < end; ++begin) {
+            const uint64_t* words = j.words + begin * (kBlock / 8);
+            uint64_t sum[8] = {};
+            for (int64_t i = 0; i < kBlock / 8; i += 8) {
+              for (int lane = 0; lane < 8; ++lane) sum[lane] += words[i + lane];
+            }
+            for (int lane = 1; lane < 8; ++lane) sum[0] += sum[lane];
+            j.sums[begin] = sum[0];
+          }
+        },
+        &job);
+  });
+  return double{kBlock} * kBlocks / seconds;
+}
+
+std::shared_ptr<PackedWeight> random_weight(WeightKind kind, int64_t N, int64_t K) {
+  const bool integer = kind == WeightKind::int4 || kind == WeightKind::int8;
+  const int64_t group_size = kind == WeightKind::int4 ? std::min<int64_t>(K, 128) : K;
+  auto weight = std::make_shared<PackedWeight>(kind, N, K, group_size, kind == WeightKind::int4);
+  std::vector<uint8_t> codes(N * weight->code_row_bytes());
+  uint32_t state = 1;
+  // 0x3c01 keeps every float finite and normal in each of the formats.
+  for (uint8_t& code : codes)
+    code = (state = state * 1664525 + 1013904223) >> 24 & (integer ? 255 : 0x3c);
+  const std::vector<float> scale(N * weight->groups(), 0.01f), zero(N * weight->groups(), 7.0f);
+  weight->fill(0, N, codes.data(), integer ? scale.data() : nullptr,
+               weight->has_zero() ? zero.data() : nullptr);
+  return weight;
+}
+
+void measure(const char* label, WeightKind kind, int64_t N, int64_t K, double read, double peak) {
+  // Enough copies that no cache holds what the next call reads.
+  std::vector<Gemm> products;
+  int64_t bytes = 0;
+  for (int64_t total = 0; total < int64_t{96} << 20; total += bytes) {
+    auto weight = random_weight(kind, N, K);
+    bytes = weight->nbytes();
+    products.push_back(Gemm({weight}, {{}}));
+  }
+  for (const int64_t M : {1, 2, 4, 8, 16, 64, 512}) {
+    const std::vector<float> x(M * K, 0.5f);
+    std::vector<float> y(M * N);
+    float* out = y.data();
+    size_t next = 0;
+    const double seconds =
+        best_time([&] { products[next++ % products.size()].run(x.data(), M, &out, false); });
+    const double limit = std::max(bytes / read, peak > 0 ? M * N * K / peak : 0);
+    printf("%-5s M %3ld  %8.3f ms  %6.1f GB/s  %6.1f GMAC/s  share %3.0f %%\n", label,
+           static_cast<long>(M), seconds * 1e3, bytes / seconds / 1e9, M * N * K / seconds / 1e9,
+           100 * limit / seconds);
+  }
+}
+
+}  // namespace
+}  // namespace fewbits
+
+int main(int argc, char** argv) {
+  using namespace fewbits;
+  if (argc > 1) set_thread_count(std::max(1, atoi(argv[1])));
+  const int64_t N = argc > 2 ? atoll(argv[2]) : 2048;
+  const int64_t K = argc > 3 ? atoll(argv[3]) : 8192;
+  const int threads = thread_count();
+  const double read = read_rate();
+  const double f32 = peak_rate(threads, false);
+  const double bf16 = peak_rate(threads, true);
+  printf("%s, %d threads, %ld x %ld: reads %.1f GB/s, f32 %.1f GMAC/s, bf16 %.1f GMAC/s\n",
+         name(tier()), threads, static_cast<long>(N), static_cast<long>(K), read / 1e9, f32 / 1e9,
+         bf16 / 1e9);
+  measure("int4", WeightKind::int4, N, K, read, bf16 > 0 ? bf16 : f32);
+  measure("int8", WeightKind::int8, N, K, read, bf16 > 0 ? bf16 : f32);
+  measure("bf16", WeightKind::bf16, N, K, read, bf16 > 0 ? bf16 : f32);
+  measure("f16", WeightKind::f16, N, K, read, f32);
+  measure("f32", WeightKind::f32, N, K, read, f32);
+}

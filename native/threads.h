@@ -1,0 +1,23 @@
+// The thread pool that all kernels share.
+//
+// The pool is made by the first parallel_for that can use it. Its workers inherit the affinity mask
+// and block all signals; between jobs they spin for at most 50 us and then sleep. A child made by
+// fork() starts without a pool and makes its own.
+#pragma once
+
+#include <stdint.h>
+
+namespace fewbits {
+
+// Calls fn(context, begin, end) over disjoint sub-ranges of [0, count), on the pool's threads and
+// the caller's, and returns when all of them are done. Who runs which sub-range varies from call to
+// call. fn must not throw and must not call parallel_for; calls from different threads take turns.
+void parallel_for(int64_t count, void (*fn)(void* context, int64_t begin, int64_t end),
+                  void* context);
+
+// Threads that parallel_for uses, the caller's included: the number of CPUs in the affinity mask
+// unless set.
+int thread_count();
+void set_thread_count(int count);
+
+}  // namespace fewbits
