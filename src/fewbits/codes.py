@@ -14,11 +14,13 @@ CODES: dict[str, Code] = {
     # Files
     "folder-missing": Code("The path is not a folder.", "Give the folder that holds config.json, or a hub id."),
     "config-absent": Code(
-        "The folder has neither config.json nor params.json.", "Fetch the whole checkpoint, or go one folder down."
+        "The folder has neither config.json nor params.json.",
+        "Fetch the whole checkpoint, or go one folder down.",
     ),
     "file-unreadable": Code("The operating system refused to open or read a file.", "Check permissions and disk."),
     "file-size": Code(
-        "A file is shorter or longer than its header says, or shrank while it was read.", "Fetch that file again."
+        "A file is shorter or longer than its header says, or shrank while it was read.",
+        "Fetch that file again.",
     ),
     "json-invalid": Code(
         "A JSON file is malformed: bad syntax, a key twice, NaN, endless nesting or digits, or too large.",
@@ -30,19 +32,25 @@ CODES: dict[str, Code] = {
         "Fetch the file again; if that doesn't help, its producer wrote it wrongly.",
     ),
     "header-dtype": Code(
-        "A safetensors header names a dtype that fewbits doesn't know.", "Report it with the name of the dtype."
+        "A safetensors header names a dtype that fewbits doesn't know.",
+        "Report it with the name of the dtype.",
     ),
-    "header-only": Code(
-        "The files end with their headers: fine for `inspect`, nothing to run.", "Fetch the weights."
-    ),
+    "header-only": Code("The files end with their headers: fine for `inspect`, nothing to run.", "Fetch the weights."),
     "index-invalid": Code(
-        "The index doesn't map tensors to files of this folder that have them.", "Fetch index and files again, together."
+        "The index doesn't map tensors to files of this folder that have them.",
+        "Fetch index and files again, together.",
     ),
-    "index-incomplete": Code("Files hold tensors that the index doesn't list.", "Usually harmless: they are planned too."),
+    "index-incomplete": Code(
+        "Files hold tensors that the index doesn't list.", "Usually harmless: they are planned too."
+    ),
     "shards-missing": Code("Safetensors files are missing.", "Fetch the whole folder."),
-    "tensor-twice": Code("Two files hold a tensor of one name.", "Remove the files that don't belong to the checkpoint."),
+    "tensor-twice": Code(
+        "Two files hold a tensor of one name.", "Remove the files that don't belong to the checkpoint."
+    ),
     # Config
-    "config-missing": Code("A key that the model can't do without is absent.", "Compare with the original config.json."),
+    "config-missing": Code(
+        "A key that the model can't do without is absent.", "Compare with the original config.json."
+    ),
     "config-type": Code("A key has a value of the wrong type.", "Compare with the original config.json."),
     "config-unsupported": Code(
         "A value asks for something that fewbits doesn't compute; it is never approximated.",
@@ -53,11 +61,13 @@ CODES: dict[str, Code] = {
         "Usually harmless; look at the names if the output is wrong.",
     ),
     "family-unknown": Code("The architecture is not one that fewbits runs.", "`inspect` works all the same."),
+    "rope-unsupported": Code(
+        "The config asks for a rotary embedding that fewbits doesn't know, or with numbers that make none.",
+        "Compare rope_parameters or rope_scaling with the original model's; look for a newer fewbits.",
+    ),
     # Quantization: rules
     "format-unknown": Code("The quantization method isn't read yet.", "`inspect` shows what the tensors tell."),
-    "format-refused": Code(
-        "A storage format that is recognised and not decoded.", "Use another export of the model."
-    ),
+    "format-refused": Code("A storage format that is recognised and not decoded.", "Use another export of the model."),
     "scheme-unknown": Code(
         "A config group describes numbers or scales that have no definition here.",
         "Check the group for a typing error; otherwise report it.",
@@ -81,7 +91,8 @@ CODES: dict[str, Code] = {
         "The config ignores a module that is stored quantized.", "Nothing to do: it runs as it is stored."
     ),
     "unmatched-but-quantized": Code(
-        "No rule covers a module that is stored quantized.", "Nothing to do: it runs as it is stored, weight-only."
+        "No rule covers a module that is stored quantized.",
+        "Nothing to do: it runs as it is stored, weight-only.",
     ),
     "targeted-but-dense": Code(
         "The config wants a module quantized that is stored in full precision.",
@@ -100,13 +111,17 @@ CODES: dict[str, Code] = {
         "Add a config group for it, or fetch the original config.",
     ),
     "module-incomplete": Code(
-        "Tensors of a module are missing, a scale for instance. No scale has a default.", "Fetch all files; or report the producer."
+        "Tensors of a module are missing, a scale for instance. No scale has a default.",
+        "Fetch all files; or report the producer.",
     ),
     "module-missing": Code("The model needs a module that isn't stored.", "Fetch all files."),
     "shape-mismatch": Code(
-        "A stored shape isn't what config.json makes it.", "config.json and weights belong to different models?"
+        "A stored shape isn't what config.json makes it.",
+        "config.json and weights belong to different models?",
     ),
-    "bias-missing": Code("A bias that the family always has isn't stored.", "The exporter lost it; use another export."),
+    "bias-missing": Code(
+        "A bias that the family always has isn't stored.", "The exporter lost it; use another export."
+    ),
     "bias-unexpected": Code("A bias is stored that the config denies.", "Nothing to do: it is added."),
     "head-missing": Code(
         "There is no lm_head and the config says that it isn't tied.", "Nothing to do: the embedding serves."
@@ -126,7 +141,9 @@ CODES: dict[str, Code] = {
         "A scheme says symmetric, its zero points aren't zero.", "Nothing to do: they are applied."
     ),
     # KV cache
-    "kv-scheme-unsupported": Code("The KV cache's scheme isn't one that fewbits keeps.", "Nothing to do: it stays float."),
+    "kv-scheme-unsupported": Code(
+        "The KV cache's scheme isn't one that fewbits keeps.", "Nothing to do: it stays float."
+    ),
     "kv-scales-missing": Code(
         "The KV cache is meant to be quantized, its scales aren't stored.", "Nothing to do: it stays float."
     ),
@@ -144,13 +161,15 @@ CODES: dict[str, Code] = {
     ),
     "memory-exhausted": Code("There isn't enough memory.", "A smaller checkpoint, a shorter prompt, or more memory."),
     "prompt-empty": Code(
-        "The prompt has no token; a model continues at least one.", "Give some text, or a token with --prompt-ids."
+        "The prompt has no token; a model continues at least one.",
+        "Give some text, or a token with --prompt-ids.",
     ),
     "prompt-not-text": Code("The prompt isn't valid UTF-8.", "Check the terminal's encoding."),
     "prompt-too-long": Code("The prompt doesn't fit into the model's context.", "Shorten the prompt."),
     "token-out-of-range": Code("A token id isn't in the model's vocabulary.", "Ids go from 0 to vocab_size - 1."),
     "cache-too-small": Code(
-        "Prompt and answer need more cache than half of the free memory.", "A smaller --max-tokens needs less."
+        "Prompt and answer need more cache than half of the free memory.",
+        "A smaller --max-tokens needs less.",
     ),
     "sampling-range": Code("A sampling option is out of its range.", "The message names the range."),
     "logits-not-finite": Code(
@@ -164,7 +183,8 @@ CODES: dict[str, Code] = {
     ),
     "tokenizer-invalid": Code("tokenizer.json can't be read.", "Fetch the file again."),
     "vocabulary-mismatch": Code(
-        "The tokenizer gives ids that the model has no embedding for.", "tokenizer.json belongs to another model?"
+        "The tokenizer gives ids that the model has no embedding for.",
+        "tokenizer.json belongs to another model?",
     ),
     "chat-template-missing": Code("The checkpoint has no chat template.", "Use --prompt without --chat."),
     "chat-template-invalid": Code(

@@ -122,8 +122,9 @@ class LoadPlan:
     def kv_bytes_per_token(self) -> int | None:
         if self.model is None:
             return None
-        scales = {layer: ((1.0,), (1.0,)) for layer in self.kv_scales}
-        return sum(layer.token_bytes for layer in self.model.cache_layers(self.cache_dtype, scales))
+        scales = dict.fromkeys(self.kv_scales, ((1.0,), (1.0,)))
+        total: int = sum(layer.token_bytes for layer in self.model.cache_layers(self.cache_dtype, scales))
+        return total
 
 
 def failed(error: FewbitsError) -> LoadPlan:
@@ -170,7 +171,9 @@ class _Planner:
         """The modules that the family needs, by name; none where it is unknown or can't be configured."""
         config = self.checkpoint.config
         if family is None:
-            architecture = (config.get("architectures", list, []) or [config.get("model_type", str, "without a name")])[0]
+            architecture = (config.get("architectures", list, []) or [config.get("model_type", str, "without a name")])[
+                0
+            ]
             self.warnings.add("family-unknown", "", f"{architecture} is not a family that fewbits runs")
             return {}
         self.plan.family = family.name
@@ -257,7 +260,16 @@ class _Planner:
         tensors = tuple(f"{name}.{suffix}" for suffix in resolved.claimed)
         dtype = self._dtype(resolved)
         row = Row(
-            name, kind, shape, resolved.spec, dtype, tensors, resolved.decided_by, "refused", stored=name, resolved=resolved
+            name,
+            kind,
+            shape,
+            resolved.spec,
+            dtype,
+            tensors,
+            resolved.decided_by,
+            "refused",
+            stored=name,
+            resolved=resolved,
         )
         problem = resolved.error or (self._unfit(need, row) if need is not None else None)
         if problem is not None:
@@ -369,7 +381,13 @@ class _Planner:
             text = "no head is stored though tie_word_embeddings is false; the embedding serves as the head"
             self.warnings.add("head-missing", need.name, text)
         row = replace(
-            owner, name=need.name, kind=need.kind, decided_by=f"tied to {owner.name}", kernel=None, reason="", declined=()
+            owner,
+            name=need.name,
+            kind=need.kind,
+            decided_by=f"tied to {owner.name}",
+            kernel=None,
+            reason="",
+            declined=(),
         )
         if owner.executed_as == "refused":
             self.plan.rows.append(replace(row, reason=owner.reason))
@@ -491,11 +509,11 @@ def require_runnable(plan: LoadPlan, allow_reference: bool) -> None:
     assert plan.checkpoint is not None
     if plan.errors:
         first = plan.errors[0]
-        more = tuple(f"also: {error}" for error in plan.errors[1:4])
+        others = tuple(f"also: {error}" for error in plan.errors[1:4])
         if len(plan.errors) > 4:
-            more += (f"and {len(plan.errors) - 4} more",)
+            others += (f"and {len(plan.errors) - 4} more",)
         hint = f"fewbits inspect {plan.checkpoint.folder} shows every module"
-        raise PlanError(first.code, first.text, module=first.module, details=more, hint=hint)
+        raise PlanError(first.code, first.text, module=first.module, details=others, hint=hint)
     if plan.model is None:
         architectures = plan.checkpoint.config.get("architectures", list, [])
         raise PlanError(

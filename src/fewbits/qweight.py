@@ -86,9 +86,10 @@ class QWeight:
             return codes.astype(np.float64)
         if self.spec.quantized:
             dtype = _CODE_DTYPES[self.spec.exponent, self.spec.mantissa]
-            return codes.view(dtype).astype(np.float64)
+            numbers: Array = codes.view(dtype).astype(np.float64)
+            return numbers
         if self.spec.number in _DENSE_DTYPES:
-            return codes.view(_DENSE_DTYPES[self.spec.number]).astype(np.float64)
+            codes = codes.view(_DENSE_DTYPES[self.spec.number])
         return codes.astype(np.float64)
 
     def _spread(self, blocks: Array) -> Array:

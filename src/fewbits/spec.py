@@ -65,9 +65,7 @@ class WeightSpec:
         if not self.bits:
             return "unknown"
         if self.kind == "float":
-            return _FLOAT_NAMES.get(
-                (self.exponent, self.mantissa), f"float{self.bits}e{self.exponent}m{self.mantissa}"
-            )
+            return _FLOAT_NAMES.get((self.exponent, self.mantissa), f"float{self.bits}e{self.exponent}m{self.mantissa}")
         return f"{self.kind}{self.bits}"
 
     def __str__(self) -> str:

@@ -51,9 +51,7 @@ def _read_json(path: Path) -> dict[str, Any] | None:
             raise CheckpointError("json-invalid", f"larger than {JSON_LIMIT} bytes", module=path.name)
         data = path.read_bytes()
     except OSError as error:
-        raise CheckpointError(
-            "file-unreadable", f"can't be read: {error.strerror}", module=path.name
-        ) from None
+        raise CheckpointError("file-unreadable", f"can't be read: {error.strerror}", module=path.name) from None
     return strict_json.parse(data, path.name, "json-invalid")
 
 
@@ -93,7 +91,9 @@ def _shards(folder: Path) -> tuple[list[str], dict[str, str] | None]:
             plain = isinstance(file, str) and PurePosixPath(file).name == file and "\\" not in file
             if not plain or file in ("", ".", ".."):
                 raise CheckpointError(
-                    "index-invalid", f"weight_map names {file!r}, which is not a file of this folder", module=name
+                    "index-invalid",
+                    f"weight_map names {file!r}, which is not a file of this folder",
+                    module=name,
                 )
         return sorted(set(weight_map.values())), weight_map
     return sorted(path.name for path in folder.glob("*.safetensors")), None
@@ -151,9 +151,7 @@ def _compare_with_index(checkpoint: Checkpoint, weight_map: dict[str, str]) -> N
     for name, file in weight_map.items():
         info = checkpoint.tensors.get(name)
         if info is None or checkpoint.paths[info.file].name != file:
-            raise CheckpointError(
-                "index-invalid", f"the index puts it into {file}, which doesn't have it", module=name
-            )
+            raise CheckpointError("index-invalid", f"the index puts it into {file}, which doesn't have it", module=name)
     extra = checkpoint.tensors.keys() - weight_map.keys()
     if extra:
         text = f"{len(extra)} tensors of the files are not in the index, the first is {min(extra)}"

@@ -37,9 +37,7 @@ class Config:
     here (the top level behind a `text_config`).
     """
 
-    def __init__(
-        self, data: dict[str, Any], source: str, path: str = "", fallback: Config | None = None
-    ) -> None:
+    def __init__(self, data: dict[str, Any], source: str, path: str = "", fallback: Config | None = None) -> None:
         self.data = data
         self.source = source
         self.path = path
@@ -54,7 +52,7 @@ class Config:
         return self.fallback is not None and key in self.fallback
 
     def where(self, key: str) -> str:
-        """"config.json, quantization_config.format": for the `source` of errors."""
+        """ "config.json, quantization_config.format": for the `source` of errors."""
         if self.data.get(key) is None and self.fallback is not None and key in self.fallback:
             return self.fallback.where(key)
         return f"{self.source}, {self._dotted(key)}"

@@ -110,9 +110,7 @@ def read_header(path: Path, file: int) -> tuple[dict[str, TensorInfo], bool]:
                 raise _bad_header(path, f"{size} bytes can't hold a header of {length} bytes and its length")
             data = stream.read(length)
     except OSError as error:
-        raise CheckpointError(
-            "file-unreadable", f"can't be read: {error.strerror}", module=path.name
-        ) from None
+        raise CheckpointError("file-unreadable", f"can't be read: {error.strerror}", module=path.name) from None
     if not data.startswith(b"{"):
         raise _bad_header(path, "the header doesn't begin with {")
     header = strict_json.parse(data, path.name, "header-invalid")
@@ -190,18 +188,12 @@ class TensorReader:
                 self._descriptors[info.file] = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
             done = 0
             while done < info.nbytes:
-                count = os.preadv(
-                    self._descriptors[info.file], [memoryview(memory)[done:]], info.begin + done
-                )
+                count = os.preadv(self._descriptors[info.file], [memory.data[done:]], info.begin + done)
                 if count == 0:
-                    raise CheckpointError(
-                        "file-size", f"the file ends inside {name}; it has changed", module=path.name
-                    )
+                    raise CheckpointError("file-size", f"the file ends inside {name}; it has changed", module=path.name)
                 done += count
         except OSError as error:
-            raise CheckpointError(
-                "file-unreadable", f"can't be read: {error.strerror}", module=path.name
-            ) from None
+            raise CheckpointError("file-unreadable", f"can't be read: {error.strerror}", module=path.name) from None
         bits, dtype = DTYPES[info.dtype]
         return memory if bits < 8 else memory.view(dtype).reshape(info.shape)
 

@@ -1,9 +1,9 @@
 """Scales of a quantized KV cache: under which names producers store them, and whose they are.
 
-    <attention>.k_scale, .v_scale                        now
-    <attention>.attn.k_scale                             some exporters
-    <attention>.k_proj.k_scale, .k_proj.output_scale     compressed-tensors up to 0.5
-    <attention>.kv_scale                                 one for both, deprecated
+<attention>.k_scale, .v_scale                        now
+<attention>.attn.k_scale                             some exporters
+<attention>.k_proj.k_scale, .k_proj.output_scale     compressed-tensors up to 0.5
+<attention>.kv_scale                                 one for both, deprecated
 """
 
 from __future__ import annotations

@@ -66,7 +66,9 @@ class FormatReport:
 class Format(Protocol):
     """One way of storing quantized checkpoints, opened on one checkpoint."""
 
-    name: str | None  # as the config calls it; None where nothing is quantized
+    @property
+    def name(self) -> str | None:
+        """As the config calls it; None where nothing is quantized."""
 
     def resolve(self, module: StoredModule) -> Resolved: ...
 

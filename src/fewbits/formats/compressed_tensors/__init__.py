@@ -25,7 +25,7 @@ from fewbits.formats.compressed_tensors.layouts import (
     layout_of,
     with_scale_dtype,
 )
-from fewbits.formats.compressed_tensors.matching import Patterns
+from fewbits.formats.compressed_tensors.matching import NEVER_TARGETS, Patterns
 from fewbits.formats.resolved import Arrays, FormatReport, Resolved, StoredModule, Warn
 from fewbits.qweight import QLinear
 from fewbits.spec import ActSpec, QuantSpec, WeightSpec
@@ -81,7 +81,7 @@ def claim(checkpoint: Checkpoint) -> CompressedTensors | None:
 class CompressedTensors:
     """One checkpoint's block and how often its patterns hit."""
 
-    name = "compressed-tensors"
+    name: str | None = "compressed-tensors"
 
     def __init__(self, config: schemes.QuantConfig) -> None:
         self.config = config
@@ -98,7 +98,11 @@ class CompressedTensors:
         ignored = self._ignore.match(module.name, module.kind)
         target = self._targets.match(module.name, module.kind)
         scheme = self._scheme_of[target] if target is not None else None
-        if scheme is None:
+        if not self.config.schemes:
+            decided_by = "no config group"
+        elif module.kind in NEVER_TARGETS:
+            decided_by = "its tensors"
+        elif scheme is None:
             decided_by = "no target matches"
         else:
             decided_by = f"{scheme.name}, target {target}"
@@ -137,18 +141,14 @@ class CompressedTensors:
         if not ignored:
             return resolved
         text = f"the config ignores it, but it is stored as {resolved.spec.weight}; it runs as stored"
-        return replace(
-            resolved, notices=(*resolved.notices, ("ignored-but-quantized", text)), decided_by="its tensors"
-        )
+        return replace(resolved, notices=(*resolved.notices, ("ignored-but-quantized", text)), decided_by="its tensors")
 
-    def _dense(
-        self, module: StoredModule, weight: WeightSpec, layout: Layout, expected: QuantSpec | None
-    ) -> Resolved:
+    def _dense(self, module: StoredModule, weight: WeightSpec, layout: Layout, expected: QuantSpec | None) -> Resolved:
         notices = []
         if "weight_scale" in module.tensors:
             text = f"stored as {weight} beside unused scales (fake-quantized); it runs as the {weight} it holds"
             notices.append(("fake-quantized", text))
-        elif expected is not None:
+        elif expected is not None and module.kind not in NEVER_TARGETS:
             text = f"the config says {expected}, but it is stored as {weight}; it runs as stored"
             notices.append(("targeted-but-dense", text))
         unused = ("weight_scale", "weight_zero_point", *_ACT_SUFFIXES, *_OUTPUT_SUFFIXES)
@@ -184,9 +184,7 @@ class CompressedTensors:
             notices.append(("output-scale-unused", "a static output scale is stored; outputs stay unquantized"))
         claimed = _present(module, layout.suffixes, _ACT_SUFFIXES, _OUTPUT_SUFFIXES, ("bias",))
         dtype = _module_dtype(module, weight)
-        return Resolved(
-            QuantSpec(weight, act), shape, dtype, layout.name, "", claimed, tuple(notices), error
-        )
+        return Resolved(QuantSpec(weight, act), shape, dtype, layout.name, "", claimed, tuple(notices), error)
 
     def _from_tensors(self, module: StoredModule, layout: Layout, why: str) -> Resolved:
         """Quantized, though nothing in the config says so: what the tensors say, weight-only."""
@@ -290,7 +288,9 @@ def _scalar(module: str, suffix: str, arrays: Arrays) -> float:
     values = arrays[suffix].astype(np.float64).reshape(-1)
     if values.size != 1 or not np.isfinite(values[0]) or values[0] <= 0:
         raise CheckpointError(
-            "scale-invalid", f"one positive number is needed, not {values[:4].tolist()}", module=f"{module}.{suffix}"
+            "scale-invalid",
+            f"one positive number is needed, not {values[:4].tolist()}",
+            module=f"{module}.{suffix}",
         )
     return float(values[0])
 
@@ -307,9 +307,7 @@ def _failed(module: StoredModule, layout: str, error: tuple[str, str]) -> Resolv
 
 
 def _incomplete(module: StoredModule) -> Resolved:
-    found = ", ".join(
-        f"{suffix} {info.dtype} {list(info.shape)}" for suffix, info in sorted(module.tensors.items())
-    )
+    found = ", ".join(f"{suffix} {info.dtype} {list(info.shape)}" for suffix, info in sorted(module.tensors.items()))
     weight = module.tensors.get("weight")
     if weight is not None and weight.dtype not in FLOAT_DTYPES and "weight_scale" not in module.tensors:
         text = f"{weight.dtype} weights without weight_scale: no scale has a default (stored: {found})"

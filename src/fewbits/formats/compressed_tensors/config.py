@@ -100,21 +100,22 @@ class QuantConfig:
 
 
 def _scale_dtype(config: Config) -> str:
-    name = config.get("scale_dtype", str, "")
-    return {"uint8": E8M0}.get(name.removeprefix("torch."), name.removeprefix("torch."))
+    name: str = config.get("scale_dtype", str, "")
+    name = name.removeprefix("torch.")
+    return E8M0 if name == "uint8" else name
 
 
 def _number(config: Config) -> tuple[str, int]:
     kind = config.get("type", str, "int").lower()
     bits = config.get("num_bits", int, 8)
     if kind not in ("int", "float"):
-        raise PlanError(
-            "scheme-unknown", f"type {shorten(kind)} is neither int nor float", source=config.where("type")
-        )
+        raise PlanError("scheme-unknown", f"type {shorten(kind)} is neither int nor float", source=config.where("type"))
     known = bits in _FLOATS if kind == "float" else 1 <= bits <= 8
     if not known:
         raise PlanError(
-            "scheme-unknown", f"{kind} of {bits} bits isn't a number format here", source=config.where("num_bits")
+            "scheme-unknown",
+            f"{kind} of {bits} bits isn't a number format here",
+            source=config.where("num_bits"),
         )
     return kind, bits
 
@@ -127,12 +128,12 @@ def _strategy(config: Config) -> tuple[str, int | None]:
     inferred = "tensor" if size is None else "channel" if size == -1 else "group"
     strategy = config.get("strategy", str, inferred).lower()
     if strategy not in _STRATEGIES:
-        raise PlanError(
-            "scheme-unknown", f"strategy {shorten(strategy)} is not known", source=config.where("strategy")
-        )
+        raise PlanError("scheme-unknown", f"strategy {shorten(strategy)} is not known", source=config.where("strategy"))
     if strategy in ("group", "tensor_group") and (size is None or size < 0):
         raise CheckpointError(
-            "scheme-contradiction", f"strategy {strategy} without a group_size", source=config.where("strategy")
+            "scheme-contradiction",
+            f"strategy {strategy} without a group_size",
+            source=config.where("strategy"),
         )
     return strategy, size if strategy in ("group", "tensor_group") else None
 
@@ -142,8 +143,7 @@ def _block_structure(config: Config) -> tuple[int, int]:
     config.ignore("block_structure")
     if isinstance(value, str):
         value = [int(part) if part.isdecimal() and len(part) < 10 else 0 for part in value.lower().split("x")]
-    fine = isinstance(value, list) and len(value) == 2 and all(type(size) is int and size > 0 for size in value)
-    if not fine:
+    if not (isinstance(value, list) and len(value) == 2 and all(type(size) is int and size > 0 for size in value)):
         raise CheckpointError(
             "scheme-contradiction",
             f"strategy block needs block_structure [rows, columns], not {shorten(value)}",
@@ -157,10 +157,14 @@ def _dynamic(config: Config) -> bool | str:
     config.ignore("dynamic")
     if value in (None, False):
         return False
-    if value is True or value == "local":
-        return value
+    if value is True:
+        return True
+    if value == "local":
+        return "local"
     raise CheckpointError(
-        "config-type", f"dynamic must be true, false or 'local', not {shorten(value)}", source=config.where("dynamic")
+        "config-type",
+        f"dynamic must be true, false or 'local', not {shorten(value)}",
+        source=config.where("dynamic"),
     )
 
 
@@ -183,18 +187,14 @@ def weight_spec(config: Config) -> WeightSpec:
     elif strategy in blocks:
         block = blocks[strategy]
     else:
-        raise PlanError(
-            "scheme-unknown", f"weights with strategy {strategy}", source=config.where("strategy")
-        )
+        raise PlanError("scheme-unknown", f"weights with strategy {strategy}", source=config.where("strategy"))
     config.ignore("block_structure")
     if _dynamic(config):
         raise CheckpointError("scheme-contradiction", "weights that are dynamic", source=config.where("dynamic"))
     exponent, mantissa = _FLOATS[bits] if kind == "float" else (0, 0)
     asymmetric = not symmetric
     if kind == "float" and asymmetric:
-        raise PlanError(
-            "scheme-unknown", "asymmetric float weights", source=config.where("symmetric")
-        )
+        raise PlanError("scheme-unknown", "asymmetric float weights", source=config.where("symmetric"))
     return WeightSpec(
         kind="float" if kind == "float" else "uint" if asymmetric else "int",
         bits=bits,
@@ -218,15 +218,17 @@ def act_spec(config: Config) -> ActSpec:
         raise CheckpointError(
             "scheme-contradiction", "a scale per token that isn't dynamic", source=config.where("strategy")
         )
-    per = {"group": "group", "tensor_group": "group", "token": "token", "tensor": "tensor", "attn_head": "group"}
+    per = {
+        "group": "group",
+        "tensor_group": "group",
+        "token": "token",
+        "tensor": "tensor",
+        "attn_head": "group",
+    }
     if strategy not in per:
-        raise PlanError(
-            "scheme-unknown", f"activations with strategy {strategy}", source=config.where("strategy")
-        )
+        raise PlanError("scheme-unknown", f"activations with strategy {strategy}", source=config.where("strategy"))
     if strategy == "group" and not dynamic:
-        raise PlanError(
-            "scheme-unknown", "static activation scales per group", source=config.where("strategy")
-        )
+        raise PlanError("scheme-unknown", "static activation scales per group", source=config.where("strategy"))
     exponent, mantissa = _FLOATS[bits] if kind == "float" else (0, 0)
     scale_dtype = _scale_dtype(config)
     return ActSpec(
@@ -250,9 +252,7 @@ def _group_config(config: Config, name: str) -> Config:
     value = groups.data[name]
     if isinstance(value, list):
         if name.upper() not in PRESETS:
-            raise PlanError(
-                "scheme-unknown", f"{shorten(name)} is not a preset's name", source=groups.where(name)
-            )
+            raise PlanError("scheme-unknown", f"{shorten(name)} is not a preset's name", source=groups.where(name))
         groups.ignore(name)
         weights, inputs = PRESETS[name.upper()]
         value = {"targets": value, "weights": weights, "input_activations": inputs}
@@ -264,7 +264,7 @@ def _group_config(config: Config, name: str) -> Config:
 
 
 def _strings(config: Config, key: str) -> list[str]:
-    values = config.get(key, list, [])
+    values: list[str] = config.get(key, list, [])
     if not all(isinstance(value, str) for value in values):
         raise CheckpointError("config-type", f"{key} must list strings", source=config.where(key))
     return values
@@ -289,9 +289,7 @@ def _scheme(config: Config, name: str) -> Scheme:
                 part.ignore(*part.data)
         contradiction = f"{error.what} ({error.source})"
         return Scheme(source, targets, None, storage, contradiction=contradiction)
-    return Scheme(
-        source, targets, QuantSpec(weight, act), storage, act, static_output, _incompatible(weight, act)
-    )
+    return Scheme(source, targets, QuantSpec(weight, act), storage, act, static_output, _incompatible(weight, act))
 
 
 def _incompatible(weight: WeightSpec, act: ActSpec | None) -> str:

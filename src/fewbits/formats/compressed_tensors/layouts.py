@@ -107,9 +107,7 @@ def _check_width(width: int, columns: int, bits: int) -> None:
     dense_width, padded = packing.words_dense(columns, bits), packing.words_padded(columns, bits)
     if width not in (dense_width, padded):
         text = f"{dense_width}" if dense_width == padded else f"{dense_width} (or {padded}, padded)"
-        raise Mismatch(
-            f"weight_packed is {width} words wide, {columns} columns of {bits} bits take {text}"
-        )
+        raise Mismatch(f"weight_packed is {width} words wide, {columns} columns of {bits} bits take {text}")
 
 
 def _packed_shape(module: StoredModule, spec: WeightSpec) -> tuple[int, int]:
@@ -208,10 +206,14 @@ def _packed_says(module: StoredModule, version: Version) -> WeightSpec | None:
     block = _group_of(tensors["weight_scale"].shape, rows, columns)
     if len(bits) != 1 or block is None:
         return None
+    return _integers(tensors, bits[0], block)
+
+
+def _integers(tensors: Tensors, bits: int, block: tuple[int, int]) -> WeightSpec:
     asymmetric = "weight_zero_point" in tensors
     return WeightSpec(
         "uint" if asymmetric else "int",
-        bits[0],
+        bits,
         block,
         scale_dtype="",
         zero_point="integer" if asymmetric else "none",
@@ -230,9 +232,7 @@ def _plain_says(module: StoredModule, version: Version) -> WeightSpec | None:
         return WeightSpec("float", 8, block, "float8_e8m0fnu" if e8m0 else "", exponent=4, mantissa=3)
     if tensors["weight"].dtype != "I8":
         return None
-    asymmetric = "weight_zero_point" in tensors
-    zero = "integer" if asymmetric else "none"
-    return WeightSpec("uint" if asymmetric else "int", 8, block, scale_dtype="", zero_point=zero)
+    return _integers(tensors, 8, block)
 
 
 def _float_says(module: StoredModule, version: Version) -> WeightSpec | None:
@@ -295,7 +295,10 @@ def _zero_point(
         return spec, zero
     if (zero == middle).all():
         return spec, None
-    warn("zero-point-kept", "the config says symmetric, but the stored zero points are not zero; they are applied")
+    warn(
+        "zero-point-kept",
+        "the config says symmetric, but the stored zero points are not zero; they are applied",
+    )
     return replace(spec, kind="uint", zero_point="integer"), zero
 
 
@@ -358,9 +361,7 @@ def _decode_plain(
         return QWeight(spec, shape, weight.view(np.uint8), _scale(arrays, spec, shape))
     middle = 1 << (spec.bits - 1)
     if spec.bits < 8 and weight.size and (weight.min() < -middle or weight.max() >= middle):
-        raise CheckpointError(
-            "code-range", f"holds values outside of {spec.bits} bits", module=f"{module}.weight"
-        )
+        raise CheckpointError("code-range", f"holds values outside of {spec.bits} bits", module=f"{module}.weight")
     spec, zero = _zero_point(module, spec, shape, arrays, warn, padded=False)
     codes = weight.astype(np.int8, copy=False).view(np.uint8) + np.uint8(middle)
     perm = _input_order(module, spec, shape, arrays)
@@ -372,7 +373,9 @@ def _decode_plain(
     return QWeight(spec, shape, codes, _scale(arrays, spec, shape), zero, perm=perm)
 
 
-def _decode_fp4(module: str, spec: WeightSpec, shape: tuple[int, int], arrays: Arrays, warn: Warn, version: Version) -> QWeight:
+def _decode_fp4(
+    module: str, spec: WeightSpec, shape: tuple[int, int], arrays: Arrays, warn: Warn, version: Version
+) -> QWeight:
     codes = arrays["weight_packed"].view(np.uint8)
     global_scale = None
     if spec.global_scale:
@@ -385,7 +388,9 @@ def _decode_fp4(module: str, spec: WeightSpec, shape: tuple[int, int], arrays: A
     return QWeight(spec, shape, codes, _scale(arrays, spec, shape), global_scale=global_scale)
 
 
-def _decode_fp6(module: str, spec: WeightSpec, shape: tuple[int, int], arrays: Arrays, warn: Warn, version: Version) -> QWeight:
+def _decode_fp6(
+    module: str, spec: WeightSpec, shape: tuple[int, int], arrays: Arrays, warn: Warn, version: Version
+) -> QWeight:
     packed = arrays["weight_packed"].view(np.uint8)
     triples = packed.reshape(shape[0], -1, 3).astype(np.uint32)
     words = triples[:, :, 0] | triples[:, :, 1] << 8 | triples[:, :, 2] << 16
@@ -393,7 +398,9 @@ def _decode_fp6(module: str, spec: WeightSpec, shape: tuple[int, int], arrays: A
     return QWeight(spec, shape, codes.reshape(shape).astype(np.uint8), _scale(arrays, spec, shape))
 
 
-def _decode_dense(module: str, spec: WeightSpec, shape: tuple[int, int], arrays: Arrays, warn: Warn, version: Version) -> QWeight:
+def _decode_dense(
+    module: str, spec: WeightSpec, shape: tuple[int, int], arrays: Arrays, warn: Warn, version: Version
+) -> QWeight:
     weight = arrays["weight"].reshape(shape)
     return QWeight(spec, shape, weight.view(np.uint16) if spec.bits == 16 else weight)
 

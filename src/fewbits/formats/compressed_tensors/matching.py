@@ -26,6 +26,8 @@ _CLASSES: dict[ModuleKind, tuple[str, ...]] = {
     "conv": (),
     "other": (),
 }
+# A regular expression may well hit their names, but producers quantize linear layers and embeddings only.
+NEVER_TARGETS: tuple[ModuleKind, ...] = ("norm", "conv", "other")
 
 
 class Patterns:
@@ -40,9 +42,7 @@ class Patterns:
                 try:
                     self._regexes.append((pattern, regex.compile(pattern[3:])))
                 except (regex.error, RecursionError) as error:
-                    raise CheckpointError(
-                        "pattern-invalid", f"{pattern[:80]!r}: {error}", source=source
-                    ) from None
+                    raise CheckpointError("pattern-invalid", f"{pattern[:80]!r}: {error}", source=source) from None
 
     def match(self, name: str, kind: ModuleKind) -> str | None:
         """The pattern that decides for this module, None where none matches."""

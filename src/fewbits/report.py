@@ -1,0 +1,237 @@
+"""The plan as people and scripts read it: a table, a line, a JSON object. Nothing is computed here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import IO, Any
+
+import regex
+
+from fewbits.errors import FewbitsError
+from fewbits.plan import LoadPlan, Row
+from fewbits.spec import WHOLE, ActSpec, WeightSpec
+
+SCHEMA = 1
+
+
+def to_json(plan: LoadPlan) -> dict[str, Any]:
+    """The object of `fewbits inspect --json`; keys may be added, never renamed."""
+    readable = plan.failure is None
+    return {
+        "schema": SCHEMA,
+        "model": {
+            "family": plan.family,
+            "parameters": plan.parameters,
+            "bytes": plan.nbytes,
+            "format": plan.format.name if plan.format is not None else None,
+        },
+        "modules": [_module(row) for row in plan.rows],
+        "leftovers": {
+            "tensors": plan.leftover_tensors,
+            "config_keys": plan.config_keys,
+            "patterns_without_match": plan.patterns_without_match,
+        },
+        "kv_cache": _kv_cache(plan),
+        "warnings": [_notice_line(notice.code, notice.module, notice.text) for notice in plan.warnings],
+        "errors": [_notice_line(notice.code, notice.module, notice.text) for notice in plan.errors],
+        "memory": {
+            "weights": plan.weight_bytes() if readable else None,
+            "kv_per_token": plan.kv_bytes_per_token(),
+        },
+    }
+
+
+def write_json(plan: LoadPlan, stream: IO[str]) -> None:
+    json.dump(to_json(plan), stream, ensure_ascii=False, separators=(", ", ": "))
+    stream.write("\n")
+
+
+def _notice_line(code: str, module: str, text: str) -> str:
+    return f"{code}: {module}: {text}"
+
+
+def _module(row: Row) -> dict[str, Any]:
+    return {
+        "name": row.name,
+        "kind": row.kind,
+        "shape": list(row.shape),
+        "weight": _weight(row.spec.weight, row.shape) if row.spec.weight.quantized else None,
+        "act": _act(row.spec.act) if row.spec.act is not None else None,
+        "dtype": row.dtype,
+        "tensors": list(row.tensors),
+        "decided_by": row.decided_by,
+        "kernel": row.kernel.name if row.kernel is not None else None,
+        "executed_as": row.executed_as,
+        "reason": row.reason,
+    }
+
+
+def _weight(spec: WeightSpec, shape: tuple[int, ...]) -> dict[str, Any]:
+    result: dict[str, Any] = {
+        "kind": spec.kind,
+        "bits": spec.bits,
+        "block": [size if size != WHOLE else shape[axis] for axis, size in enumerate(spec.block)],
+        "scale_dtype": spec.scale_dtype,
+        "zero_point": spec.zero_point != "none",
+        "global_scale": spec.global_scale,
+        "act_order": spec.act_order,
+    }
+    if spec.kind == "float":
+        result |= {"exponent": spec.exponent, "mantissa": spec.mantissa}
+    return result
+
+
+def _act(spec: ActSpec) -> dict[str, Any]:
+    result: dict[str, Any] = {
+        "kind": spec.kind,
+        "bits": spec.bits,
+        "per": spec.per,
+        "group_size": spec.group_size,
+        "dynamic": spec.dynamic,
+        "symmetric": spec.symmetric,
+        "global_scale": spec.global_scale,
+    }
+    if spec.kind == "float":
+        result |= {"exponent": spec.exponent, "mantissa": spec.mantissa}
+    return result
+
+
+def _kv_cache(plan: LoadPlan) -> list[dict[str, Any]] | None:
+    scheme = plan.kv_cache
+    if scheme is None:
+        return None
+    return [
+        {
+            "layer": layer,
+            "kind": scheme.kind,
+            "bits": scheme.bits,
+            "per": "head" if scheme.per == "group" else scheme.per,
+            "dynamic": scheme.dynamic,
+        }
+        for layer in sorted(plan.kv_scales)
+    ]
+
+
+def gigabytes(count: float) -> str:
+    """Bytes for people: decimal units, three digits."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 999.5 or unit == "GB":
+            return f"{count:.3g} {unit}" if unit != "B" else f"{count:.0f} B"
+        count /= 1000
+    raise AssertionError("the last unit takes every size")
+
+
+def summary(plan: LoadPlan) -> str:
+    """One line: family, format, size, and how the modules are stored."""
+    specs: dict[str, int] = {}
+    for row in plan.rows:
+        if row.kind in ("linear", "head", "expert", "router"):
+            specs[str(row.spec)] = specs.get(str(row.spec), 0) + 1
+    stored = ", ".join(f"{count} x {spec}" for spec, count in specs.items())
+    name = plan.format.name if plan.format is not None and plan.format.name else "not quantized"
+    size = f"{plan.parameters:,} parameters in {gigabytes(plan.nbytes)}" if plan.parameters and plan.nbytes else ""
+    return f"{plan.family or 'unknown family'}, {name}, {size}: {stored}"
+
+
+@dataclass(slots=True)
+class _Lines:
+    """Rows of the table that differ only in the numbers of their names."""
+
+    row: Row
+    numbers: list[tuple[int, ...]] = field(default_factory=list)
+
+
+_NUMBER = regex.compile(r"\d+")
+
+
+def _folded(rows: Iterable[Row]) -> Iterator[tuple[str, int, Row]]:
+    """(name with the numbers that vary as ranges, how many, one of them)."""
+    groups: dict[tuple[object, ...], _Lines] = {}
+    for row in rows:
+        pattern = _NUMBER.sub("#", row.name)
+        decided = _NUMBER.sub("#", row.decided_by) if "target" not in row.decided_by else row.decided_by
+        key = (pattern, row.shape, row.spec, row.executed_as, row.kernel, row.reason, decided)
+        group = groups.setdefault(key, _Lines(row))
+        group.numbers.append(tuple(int(number) for number in _NUMBER.findall(row.name)))
+    for group in groups.values():
+        columns = [sorted(set(column)) for column in zip(*group.numbers, strict=True)]
+        ranges = [_ranges(column) for column in columns]
+        parts = _NUMBER.split(group.row.name)
+        name = "".join(text + number for text, number in zip(parts, [*ranges, ""], strict=True))
+        yield name, len(group.numbers), group.row
+
+
+def _ranges(numbers: list[int]) -> str:
+    """[0, 1, 2, 5] → {0-2,5}; a single number stays bare."""
+    parts: list[list[int]] = []
+    for number in numbers:
+        if parts and number == parts[-1][1] + 1:
+            parts[-1][1] = number
+        else:
+            parts.append([number, number])
+    texts = [str(first) if first == last else f"{first}-{last}" for first, last in parts]
+    return texts[0] if len(numbers) == 1 else "{" + ",".join(texts) + "}"
+
+
+def print_table(plan: LoadPlan, stream: IO[str]) -> None:
+    """The plan for people: modules that differ only in their numbers folded into one line."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(file=stream, highlight=False, soft_wrap=True)
+    if not console.is_terminal:
+        console.width = 200
+    if plan.rows:
+        console.print(summary(plan))
+        console.print()
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in ("module", "count", "shape", "stored as", "runs as", "decided by"):
+        table.add_column(title, justify="right" if title == "count" else "left", overflow="fold")
+    styles = {
+        "native": "",
+        "reference": "yellow",
+        "dequantized": "yellow",
+        "refused": "red",
+        "not_run": "dim",
+    }
+    for name, count, row in _folded(plan.rows):
+        how = row.kernel.name if row.kernel is not None else row.executed_as
+        shape = "x".join(str(size) for size in row.shape)
+        cells = (name, str(count), shape, str(row.spec), how, row.decided_by)
+        table.add_row(*(Text(cell) for cell in cells), style=styles[row.executed_as])
+    console.print(table)
+    _print_rest(plan, console, Text)
+
+
+def _print_rest(plan: LoadPlan, console: Any, text: Any) -> None:
+    reasons: dict[str, str] = {}
+    for _, _, row in _folded(plan.rows):
+        if row.executed_as in ("reference", "dequantized", "not_run") and row.reason:
+            reasons.setdefault(f"{row.executed_as}: {row.spec}", row.reason)
+    blocks = (
+        ("why not native", [f"{what}: {why}" for what, why in reasons.items()], ""),
+        ("tensors that belong to no module", plan.leftover_tensors, ""),
+        ("config keys that nothing reads", plan.config_keys, ""),
+        ("warnings", [str(notice) for notice in plan.warnings], "yellow"),
+        ("errors", [str(notice) for notice in plan.errors], "red"),
+    )
+    for title, lines, style in blocks:
+        if lines:
+            console.print()
+            console.print(text(f"{title}:", style="bold"))
+            for line in lines[:20]:
+                console.print(text(f"  {line}", style=style))
+            if len(lines) > 20:
+                console.print(text(f"  … and {len(lines) - 20} more (--json lists them all)"))
+    if plan.failure is None:
+        per_token = plan.kv_bytes_per_token()
+        cache = f", {gigabytes(per_token)} of KV cache a token" if per_token else ""
+        console.print()
+        console.print(text(f"memory: {gigabytes(plan.weight_bytes())} of weights{cache}"))
+
+
+def failure_text(error: FewbitsError) -> str:
+    return f"error: {error}"
