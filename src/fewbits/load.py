@@ -88,7 +88,7 @@ def load(
     ops = ops or CpuOps()
     only_reference = ops.name == "reference"
     require_runnable(planned, allow_reference or only_reference)
-    rows = [row for row in planned.rows if row.executed_as in ("native", "reference")]
+    rows = [row for row in planned.rows if row.runs]
     total = sum(_stored_bytes(checkpoint, row) for row in rows)
     params: dict[str, Any] = {}
     notices: list[Notice] = []
@@ -151,7 +151,7 @@ def _kernel(row: Row, linear: QLinear, only_reference: bool, allow_reference: bo
     planned = row.kernel
     if planned is not None and linear.spec == row.spec and (allow_reference or not planned.reference):
         return planned
-    choice = choose(op, linear.spec, (row.shape[0], row.shape[1]), allow_reference)
+    choice = choose(op, linear.spec, row.matrix, allow_reference)
     if choice.kernel is None:
         raise no_kernel(row, linear.spec, choice.declined)
     return choice.kernel

@@ -5,6 +5,7 @@ Nothing is interpreted here and no weight is read; `TensorReader` does that late
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -77,7 +78,7 @@ def _read_config(folder: Path) -> Config:
 def _shards(folder: Path) -> tuple[list[str], dict[str, str] | None]:
     """Names of the safetensors files, and the index's map where one decides. A single file goes before an index."""
     for name in _SINGLE:
-        if (folder / name).is_file():
+        if os.path.isfile(folder / name):
             return [name], None
     for single in _SINGLE:
         name = single + ".index.json"
@@ -87,15 +88,14 @@ def _shards(folder: Path) -> tuple[list[str], dict[str, str] | None]:
         weight_map = index.get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
             raise CheckpointError("index-invalid", "weight_map must map tensors to files", module=name)
-        for file in weight_map.values():
-            plain = isinstance(file, str) and PurePosixPath(file).name == file and "\\" not in file
-            if not plain or file in ("", ".", ".."):
-                raise CheckpointError(
-                    "index-invalid",
-                    f"weight_map names {file!r}, which is not a file of this folder",
-                    module=name,
-                )
-        return sorted(set(weight_map.values())), weight_map
+        if not all(isinstance(file, str) for file in weight_map.values()):
+            raise CheckpointError("index-invalid", "weight_map must map tensors to names of files", module=name)
+        files = sorted(set(weight_map.values()))
+        for file in files:
+            if PurePosixPath(file).name != file or "\\" in file or file in ("", ".", ".."):
+                text = f"weight_map names {file!r}, which is not a file of this folder"
+                raise CheckpointError("index-invalid", text, module=name)
+        return files, weight_map
     return sorted(path.name for path in folder.glob("*.safetensors")), None
 
 
@@ -106,11 +106,11 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
     tensor-twice, and those of `files.read_header`.
     """
     folder = Path(folder)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise CheckpointError("folder-missing", "is not a folder", module=str(folder))
     config = _read_config(folder)
     names, weight_map = _shards(folder)
-    missing = [name for name in names if not (folder / name).is_file()]
+    missing = [name for name in names if not os.path.isfile(folder / name)]
     if missing or not names:
         first = f"{missing[0]} is missing" if missing else "there are no .safetensors files"
         more = f" ({len(missing)} of {len(names)} files)" if len(missing) > 1 else ""
@@ -148,9 +148,10 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
 
 
 def _compare_with_index(checkpoint: Checkpoint, weight_map: dict[str, str]) -> None:
+    files = [path.name for path in checkpoint.paths]
     for name, file in weight_map.items():
         info = checkpoint.tensors.get(name)
-        if info is None or checkpoint.paths[info.file].name != file:
+        if info is None or files[info.file] != file:
             raise CheckpointError("index-invalid", f"the index puts it into {file}, which doesn't have it", module=name)
     extra = checkpoint.tensors.keys() - weight_map.keys()
     if extra:

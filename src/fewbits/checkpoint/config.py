@@ -134,5 +134,8 @@ class Config:
 
 def shorten(value: Any) -> str:
     """A value as an error quotes it."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except RecursionError:
+        return "a deeply nested value"
     return text if len(text) <= 80 else text[:77] + "..."

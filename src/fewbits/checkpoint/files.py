@@ -22,6 +22,7 @@ from fewbits.checkpoint.config import shorten
 from fewbits.errors import CheckpointError
 
 HEADER_LIMIT = 100_000_000  # bytes; the safetensors library's own limit
+_ELEMENTS_LIMIT = 1 << 56  # of one tensor, counted without its empty axes: NumPy refuses larger shapes
 
 # Name in the header → (bits, the dtype that `read` gives; sub-byte types come as raw bytes).
 DTYPES: dict[str, tuple[int, np.dtype[Any]]] = {
@@ -83,8 +84,8 @@ def _entry(path: Path, name: str, value: Any) -> tuple[str, tuple[int, ...], int
         raise CheckpointError(
             "header-dtype", f"{shorten(name)} has the unknown dtype {shorten(dtype)}", module=path.name
         )
-    sizes_are_whole = isinstance(shape, list) and all(type(size) is int and size >= 0 for size in shape)
-    if not sizes_are_whole or len(shape) > 8:
+    fine = isinstance(shape, list) and len(shape) <= 8 and all(type(size) is int and size >= 0 for size in shape)
+    if not fine or math.prod(size or 1 for size in shape) > _ELEMENTS_LIMIT:
         raise _bad_header(path, f"{shorten(name)} has the shape {shorten(shape)}")
     if type(begin) is not int or type(end) is not int or not 0 <= begin <= end:
         raise _bad_header(path, f"{shorten(name)} has the data_offsets {shorten([begin, end])}")
@@ -128,7 +129,7 @@ def read_header(path: Path, file: int) -> tuple[dict[str, TensorInfo], bool]:
     for name, info in sorted(tensors.items(), key=lambda item: (item[1].begin, item[1].end)):
         if info.begin != position:
             problem = "overlaps" if info.begin < position else "leaves a hole after"
-            raise _bad_header(path, f"{shorten(name)} {problem} {previous or 'the header'}")
+            raise _bad_header(path, f"{shorten(name)} {problem} {shorten(previous) if previous else 'the header'}")
         position, previous = info.end, name
     if position == size:
         return tensors, False

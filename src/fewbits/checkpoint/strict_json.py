@@ -29,6 +29,8 @@ def parse(data: bytes, source: str, code: str) -> dict[str, Any]:
     """The object that `data` holds. Raises CheckpointError(`code`) naming `source` when it isn't one."""
     try:
         value = json.loads(data.decode("utf-8"), object_pairs_hook=_object, parse_constant=_constant)
+        if b"\\ud" in data or b"\\uD" in data:
+            json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair is no character
     except RecursionError:
         raise CheckpointError(code, "JSON is nested too deeply", module=source) from None
     except ValueError as error:  # bad JSON, bad UTF-8, integers beyond Python's limit of digits

@@ -108,13 +108,14 @@ class CompressedTensors:
             decided_by = f"{scheme.name}, target {target}"
         if ignored is not None:
             decided_by = f"ignore entry {ignored}"
-        # Thousands of modules share a scheme and shapes: only names differ, and they play no part from here on.
+        # Thousands of modules share a rule, a scheme and shapes: their names play no part from here on.
         signature = tuple((suffix, info.dtype, info.shape) for suffix, info in module.tensors.items())
-        key = (target, ignored is None, module.kind, module.expected, signature)
+        key = (target, decided_by, module.kind, module.expected, signature)
         known = self._memory.get(key)
         if known is None:
-            known = self._memory[key] = self._resolve(module, scheme, ignored is not None)
-        return known if known.decided_by else replace(known, decided_by=decided_by)
+            known = self._resolve(module, scheme, ignored is not None)
+            known = self._memory[key] = known if known.decided_by else replace(known, decided_by=decided_by)
+        return known
 
     def _resolve(self, module: StoredModule, scheme: schemes.Scheme | None, ignored: bool) -> Resolved:
         tensors = module.tensors
