@@ -1,0 +1,221 @@
+"""The KV cache: pages of 16 entries, handed out to sequences, for every layer at once.
+
+A page id means the same page in the arrays of every layer, so one block table serves them all:
+
+    page id        0    1    2    3    4    5 …                       layer 0  keys [pages, heads, 16, width]
+    sequence 7     ^         ^                   entries 0-15, 16-…            values
+    sequence 9          ^         ^    ^                              layer 1  …
+
+Arrays grow by doubling up to `max_pages`. Nothing here knows requests, prompts or scheduling.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fewbits.kernels.batch import Batch, CacheDtype, CacheLayer, LayerCache
+
+PAGE_SIZE = 16
+
+_STORED: dict[CacheDtype, Any] = {"f32": np.float32, "bf16": np.uint16, "f16": np.uint16, "fp8": np.uint8}
+
+
+class CacheFull(Exception):
+    """No page is left. The scheduler frees a sequence or waits; nothing was changed."""
+
+
+@dataclass(slots=True)
+class _Sequence:
+    length: int = 0
+    pages: list[int] = field(default_factory=list)
+    table: NDArray[Any] = field(default_factory=lambda: np.zeros(0, np.int32))  # `pages`, as an array
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A sequence's share of a batch: its new tokens, and of how many of the last logits are wanted."""
+
+    sequence: int
+    token_ids: Sequence[int]
+    logits: int = 1
+
+
+class KVCache:
+    """Keys and values of all layers by sequence: the caller's integer, known from its first append on."""
+
+    def __init__(self, layers: Sequence[CacheLayer], max_pages: int, page_size: int = PAGE_SIZE) -> None:
+        """`max_pages` bounds the memory: max_pages x page_size entries over all sequences."""
+        self.page_size = page_size
+        self.max_pages = max_pages
+        self.specs = tuple(layers)
+        self.layers = [self._empty(spec) for spec in self.specs]
+        self._pages = 0  # pages that the arrays hold
+        self._free: list[int] = []
+        self._sequences: dict[int, _Sequence] = {}
+
+    @property
+    def groups(self) -> dict[CacheLayer, list[int]]:
+        """Layers by what they keep (scales apart): heads, width, dtype and window."""
+        groups: dict[CacheLayer, list[int]] = {}
+        for index, spec in enumerate(self.specs):
+            same = CacheLayer(spec.heads, spec.width, spec.dtype, spec.window, kind=spec.kind)
+            groups.setdefault(same, []).append(index)
+        return groups
+
+    @property
+    def token_bytes(self) -> int:
+        """Bytes that one token takes in all layers."""
+        return sum(spec.token_bytes for spec in self.specs)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes allocated now."""
+        return sum(layer.keys.nbytes + layer.values.nbytes for layer in self.layers)
+
+    @property
+    def free_pages(self) -> int:
+        """Pages that can still be handed out."""
+        return self.max_pages - self._pages + len(self._free)
+
+    def length(self, sequence: int) -> int:
+        """Entries of a sequence; 0 for one that isn't here."""
+        found = self._sequences.get(sequence)
+        return found.length if found else 0
+
+    def pages_needed(self, sequence: int, count: int) -> int:
+        """New pages that appending `count` entries would take."""
+        found = self._sequences.get(sequence)
+        length, owned = (found.length, len(found.pages)) if found else (0, 0)
+        return max(-(-(length + count) // self.page_size) - owned, 0)
+
+    def append(self, sequence: int, count: int) -> NDArray[Any]:
+        """Make room for `count` entries at the end of a sequence. Returns their slots, int64 [count].
+
+        Raises CacheFull, and then has changed nothing.
+        """
+        needed = self.pages_needed(sequence, count)
+        if needed:
+            self._provide(needed)
+        entry = self._sequences.setdefault(sequence, _Sequence())
+        if needed:
+            entry.pages += [self._free.pop() for _ in range(needed)]
+            entry.table = np.array(entry.pages, np.int32)
+        begin, entry.length = entry.length, entry.length + count
+        return self._slots(entry, np.arange(begin, entry.length))
+
+    def truncate(self, sequence: int, length: int) -> None:
+        """Forget all entries from `length` on; pages that hold nothing any more are free again."""
+        entry = self._sequences[sequence]
+        if not 0 <= length <= entry.length:
+            raise ValueError(f"sequence {sequence} has {entry.length} entries, not {length}")
+        entry.length = length
+        keep = -(-length // self.page_size)
+        if keep < len(entry.pages):
+            self._free += reversed(entry.pages[keep:])
+            del entry.pages[keep:]
+            entry.table = entry.table[:keep]
+
+    def move(self, sequence: int, begin: int, kept: Sequence[int]) -> None:
+        """Keep, from entry `begin` on, only the entries `kept` (increasing), close up, forget the rest.
+
+        This is how the accepted path of a draft tree becomes the end of its sequence.
+        """
+        entry = self._sequences[sequence]
+        source = np.asarray(kept, np.int64)
+        ordered = np.concatenate(([begin - 1], source, [entry.length]))
+        if (np.diff(ordered) <= 0).any():
+            raise ValueError(f"entries {list(kept)} aren't increasing within [{begin}, {entry.length})")
+        target = np.arange(begin, begin + len(source))
+        changed = source != target
+        from_page, from_row = np.divmod(self._slots(entry, source[changed]), self.page_size)
+        to_page, to_row = np.divmod(self._slots(entry, target[changed]), self.page_size)
+        for layer in self.layers:
+            for array in (layer.keys, layer.values):
+                array[to_page, :, to_row] = array[from_page, :, from_row]
+        self.truncate(sequence, begin + len(source))
+
+    def free(self, sequence: int) -> None:
+        """Forget a sequence; one that isn't here is no error."""
+        entry = self._sequences.pop(sequence, None)
+        if entry:
+            self._free += reversed(entry.pages)
+
+    def block_table(self, sequences: Sequence[int]) -> NDArray[Any]:
+        """Pages of the sequences in order, int32 [S, most pages of one], padded with 0."""
+        entries = [self._sequences[sequence] for sequence in sequences]
+        if len(entries) == 1:
+            return entries[0].table[np.newaxis]
+        table = np.zeros((len(entries), max((len(entry.pages) for entry in entries), default=0)), np.int32)
+        for row, entry in zip(table, entries, strict=True):
+            row[: len(entry.pages)] = entry.table
+        return table
+
+    def batch(self, parts: Sequence[Part]) -> Batch:
+        """Append the parts' tokens and describe them to `forward`. Positions are the entries' numbers.
+
+        Raises CacheFull, and then has changed nothing.
+        """
+        if sum(self.pages_needed(part.sequence, len(part.token_ids)) for part in parts) > self.free_pages:
+            raise CacheFull
+        counts = [len(part.token_ids) for part in parts]
+        slots = [self.append(part.sequence, count) for part, count in zip(parts, counts, strict=True)]
+        sequences = [part.sequence for part in parts]
+        kv_len = [self.length(sequence) for sequence in sequences]
+        start = np.zeros(len(parts) + 1, np.int32)
+        np.cumsum(counts, out=start[1:])
+        ranges = zip(kv_len, counts, strict=True)
+        wanted = zip(start[1:].tolist(), parts, strict=True)
+        return Batch(
+            token_ids=_joined([np.asarray(part.token_ids, np.int64) for part in parts]),
+            positions=_joined([np.arange(end - count, end) for end, count in ranges]),
+            slots=_joined(slots),
+            query_start=start,
+            kv_len=np.array(kv_len, np.int32),
+            block_table=self.block_table(sequences),
+            logit_rows=_joined([np.arange(end - part.logits, end) for end, part in wanted]),
+        )
+
+    def _slots(self, entry: _Sequence, indices: NDArray[Any]) -> NDArray[Any]:
+        pages, rows = np.divmod(indices, self.page_size)
+        slots: NDArray[Any] = entry.table[pages].astype(np.int64) * self.page_size + rows
+        return slots
+
+    def _provide(self, needed: int) -> None:
+        """See to it that `needed` pages are in the free list."""
+        if needed > self.free_pages:
+            raise CacheFull
+        if needed <= len(self._free):
+            return
+        pages = min(max(2 * self._pages, self._pages + needed - len(self._free), 8), self.max_pages)
+        for layer in self.layers:
+            layer.keys = _grown(layer.keys, pages)
+            layer.values = _grown(layer.values, pages)
+            layer.generation += 1
+        self._free = list(range(pages - 1, self._pages - 1, -1)) + self._free
+        self._pages = pages
+
+    def _empty(self, spec: CacheLayer) -> LayerCache:
+        shape = (0, spec.heads, self.page_size, spec.width)
+        stored = _STORED[spec.dtype]
+        scales = [None if scale is None else np.array(scale, np.float32) for scale in (spec.k_scale, spec.v_scale)]
+        for scale in scales:
+            if (spec.dtype == "fp8") != (scale is not None) or (scale is not None and scale.shape != (spec.heads,)):
+                raise ValueError("fp8 layers, and only they, have one k_scale and one v_scale per head")
+        return LayerCache(
+            np.empty(shape, stored), np.empty(shape, stored), spec.dtype, self.page_size, scales[0], scales[1]
+        )
+
+
+def _grown(array: NDArray[Any], pages: int) -> NDArray[Any]:
+    larger = np.empty((pages, *array.shape[1:]), array.dtype)
+    larger[: len(array)] = array
+    return larger
+
+
+def _joined(arrays: list[NDArray[Any]]) -> NDArray[Any]:
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)

@@ -1,0 +1,90 @@
+"""Kernels: which code multiplies a weight of which spec, and why the others don't.
+
+A kernel is a row of the ordered table below; `choose` takes the first that accepts. Its functions live in one
+folder per back end: `cpu` (native code) and `reference` (NumPy, the definition).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from fewbits.kernels.cpu import embedding as cpu_embedding
+from fewbits.kernels.cpu import linear as cpu_linear
+from fewbits.kernels.reference import embedding as reference_embedding
+from fewbits.kernels.reference import linear as reference_linear
+from fewbits.qweight import QLinear
+from fewbits.spec import QuantSpec
+
+Op = Literal["linear", "embedding"]
+
+
+class LinearRunner(Protocol):
+    """Several packed weights that share x."""
+
+    def __call__(self, x: Any, add_to: Any = None) -> tuple[Any, ...]:
+        """x float32 [M, K] → one float32 [M, N_i] per weight; with one weight, `add_to` += it in place."""
+
+
+class EmbeddingRunner(Protocol):
+    def __call__(self, token_ids: Any) -> Any:
+        """int64 [T] → float32 [T, K], the rows of the table."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """One way to run an operation.
+
+    `accepts(spec, shape)` is None or a sentence why not; `pack` puts a weight into the kernel's layout;
+    `bind` makes a runner of packed weights (of one, for an embedding); `nbytes` is what a packed weight takes
+    in memory.
+    """
+
+    name: str
+    op: Op
+    accepts: Callable[[QuantSpec, tuple[int, int]], str | None]
+    pack: Callable[[QLinear], Any]
+    bind: Callable[[Sequence[Any]], Any]
+    nbytes: Callable[[QuantSpec, tuple[int, int]], int]
+
+    @property
+    def reference(self) -> bool:
+        """Whether this is the slow definition, which runs only when asked for."""
+        return self.name.startswith("reference.")
+
+
+def _row(name: str, op: Op, module: Any) -> Kernel:
+    return Kernel(name, op, module.accepts, module.pack, module.bind, module.nbytes)
+
+
+KERNELS = (
+    _row("cpu.dot_bf16", "linear", cpu_linear),
+    _row("cpu.embedding", "embedding", cpu_embedding),
+    _row("reference.linear", "linear", reference_linear),
+    _row("reference.embedding", "embedding", reference_embedding),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The kernel, None where every candidate declined, and each decliner's (name, sentence)."""
+
+    kernel: Kernel | None
+    declined: tuple[tuple[str, str], ...]
+
+
+def choose(op: Op, spec: QuantSpec, shape: tuple[int, int], allow_reference: bool) -> Choice:
+    """The first kernel of the table that runs `op` on a weight of this spec and shape [N, K].
+
+    Without `allow_reference` the reference isn't a candidate.
+    """
+    declined: list[tuple[str, str]] = []
+    for kernel in KERNELS:
+        if kernel.op != op or (kernel.reference and not allow_reference):
+            continue
+        reason = kernel.accepts(spec, shape)
+        if reason is None:
+            return Choice(kernel, tuple(declined))
+        declined.append((kernel.name, reason))
+    return Choice(None, tuple(declined))

@@ -1,0 +1,86 @@
+"""What one forward pass works on: the new tokens of some sequences, and the cache of one layer.
+
+A cache is pages of `page_size` entries. Sequence s owns the pages `block_table[s]`, in order; its entry j
+(the key and value of its j-th token) lies in page block_table[s, j // page_size], row j % page_size:
+
+    keys, values  [pages, kv_heads, page_size, head_dim]
+    slot          page * page_size + row
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from numpy.typing import NDArray
+
+CacheDtype = Literal["f32", "bf16", "f16", "fp8"]
+
+CACHE_BYTES: dict[CacheDtype, int] = {"f32": 4, "bf16": 2, "f16": 2, "fp8": 1}
+
+
+@dataclass(slots=True, eq=False)
+class Batch:
+    """T new tokens of S sequences; the tokens of a sequence are neighbours and are its last cache entries.
+
+    `token_ids`, `positions` and `slots` are int64 [T]; `query_start` int32 [S + 1], the first token of each
+    sequence; `kv_len` int32 [S], entries of each sequence with the new ones; `block_table` int32 [S,
+    max_pages]; `logit_rows` int64 [R], the tokens whose logits are wanted. With `mask` (uint8 [T, T], draft
+    trees) token t sees the entries before the batch's and those tokens t' of the batch where mask[t, t']
+    isn't 0; without one, the new tokens of a sequence are a chain.
+    """
+
+    token_ids: NDArray[Any]
+    positions: NDArray[Any]
+    slots: NDArray[Any]
+    query_start: NDArray[Any]
+    kv_len: NDArray[Any]
+    block_table: NDArray[Any]
+    logit_rows: NDArray[Any]
+    mask: NDArray[Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CacheLayer:
+    """What one attention layer keeps: per token `heads` keys and values of `width` numbers.
+
+    `window` is how far back the layer looks (0: everything). `k_scale`, `v_scale` are set for fp8: one
+    multiplier per head. Layers that are equal but for their scales form a group of the cache.
+    """
+
+    heads: int
+    width: int
+    dtype: CacheDtype
+    window: int = 0
+    k_scale: tuple[float, ...] | None = None
+    v_scale: tuple[float, ...] | None = None
+    kind: Literal["kv"] = "kv"
+
+    @property
+    def token_bytes(self) -> int:
+        return 2 * self.heads * self.width * CACHE_BYTES[self.dtype]
+
+
+@dataclass(slots=True, eq=False)
+class LayerCache:
+    """The arrays of one layer: float32, uint16 (bf16 and f16 bit patterns) or uint8 (e4m3).
+
+    Growing replaces `keys` and `values`; whoever keeps addresses asks again when `generation` has changed.
+    `k_scale` and `v_scale` are float32 [kv_heads] for fp8 (value = code x scale), else None.
+    """
+
+    keys: NDArray[Any]
+    values: NDArray[Any]
+    dtype: CacheDtype
+    page_size: int
+    k_scale: NDArray[Any] | None = None
+    v_scale: NDArray[Any] | None = None
+    generation: int = 0
+
+
+class Cache(Protocol):
+    """What a forward pass needs of a cache: the arrays of its layers, in order."""
+
+    @property
+    def layers(self) -> Sequence[LayerCache]: ...

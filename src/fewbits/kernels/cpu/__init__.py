@@ -1,0 +1,1 @@
+"""Native kernels: the Python side packs weights and hands addresses to `fewbits._native`."""

@@ -1,0 +1,56 @@
+"""cpu.embedding: rows of a table gathered and dequantized by native code."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fewbits.kernels.cpu.linear import accepts as linear_accepts
+from fewbits.kernels.cpu.linear import kind, per_row
+from fewbits.qweight import QLinear
+from fewbits.spec import QuantSpec
+
+Array = NDArray[Any]
+
+
+def accepts(spec: QuantSpec, shape: tuple[int, int]) -> str | None:
+    return linear_accepts(spec, shape)
+
+
+def nbytes(spec: QuantSpec, shape: tuple[int, int]) -> int:
+    weight = spec.weight
+    N, K = shape
+    if not weight.quantized:
+        return N * K * weight.bits // 8
+    row = (K + 1) // 2 if weight.bits == 4 else K
+    groups = weight.blocks_of(shape)[1]
+    return N * (row + 4 * groups * (2 if weight.zero_point != "none" else 1))
+
+
+def pack(table: QLinear) -> Any:
+    """A native Embedding. The rows are copied: the loader's buffer is reused for the next tensor."""
+    from fewbits import _native
+
+    weight = table.weight
+    rows = slice(0, weight.shape[0])
+    group_size = weight.spec.block_of(weight.shape)[1] if weight.spec.quantized else weight.shape[1]
+    codes = np.array(weight.codes, order="C")
+    scale, zero = per_row(weight.scale, weight, rows), per_row(weight.zero, weight, rows)
+    return _native.Embedding(kind(weight.spec), codes, weight.shape[1], scale, zero, min(group_size, weight.shape[1]))
+
+
+def bind(tables: Sequence[Any]) -> Callable[[Array], Array]:
+    from fewbits import _native
+
+    (table,) = tables
+    K, gather, address = table.K, table.rows, _native.address
+
+    def rows(token_ids: Array) -> Array:
+        x = np.empty((len(token_ids), K), np.float32)
+        gather(address(token_ids), len(token_ids), address(x))
+        return x
+
+    return rows

@@ -1,0 +1,157 @@
+"""The operations in native code. Arrays are contiguous float32 of NumPy; native functions get addresses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fewbits import _native
+from fewbits.kernels.batch import Batch, LayerCache
+from fewbits.kernels.ops import Activation, AttentionSpec
+from fewbits.kernels.rope import Rope, RopeTable
+
+Array = NDArray[Any]
+
+_address = _native.address
+
+
+class Step:
+    """A batch as addresses, and the rotations of its positions.
+
+    `batch` is the part of native `attend`'s arguments that describes the sequences.
+    """
+
+    def __init__(self, batch: Batch) -> None:
+        self._positions = _contiguous(batch.positions, np.int64)
+        self._highest = int(self._positions.max(initial=0))
+        self._rotations: dict[RopeTable, tuple[int, int, Array, Array]] = {}
+        # Addresses are good as long as the arrays live, which this list sees to.
+        self._arrays = [
+            _contiguous(batch.slots, np.int64),
+            _contiguous(batch.query_start, np.int32),
+            _contiguous(batch.kv_len, np.int32),
+            _contiguous(batch.block_table, np.int32),
+        ]
+        if batch.mask is not None:
+            self._arrays.append(_contiguous(batch.mask, np.uint8))
+        self.slots, query_start, kv_len, block_table, *mask = map(_address, self._arrays)
+        self.mask = mask[0] if mask else 0
+        self.T = len(batch.positions)
+        sequences, max_pages = batch.block_table.shape
+        positions = _address(self._positions)
+        self.batch = (query_start, sequences, kv_len, block_table, max_pages, positions)
+
+    def rotation(self, table: RopeTable) -> tuple[int, int, Array, Array]:
+        """Addresses of the cosines and sines [T, rotary_dim / 2], and the arrays."""
+        found = self._rotations.get(table)
+        if found is None:
+            cos, sin = table.rows(self._positions, self._highest)
+            found = self._rotations[table] = (_address(cos), _address(sin), cos, sin)
+        return found
+
+
+def _contiguous(array: Array, dtype: Any) -> Array:
+    return np.ascontiguousarray(array, dtype)
+
+
+class Attention:
+    def __init__(self, spec: AttentionSpec, table: RopeTable) -> None:
+        self._spec = spec
+        self._table = table
+        self._heads = (spec.heads, spec.kv_heads, spec.head_dim)
+        self._q_norm, self._k_norm, self._sinks = (
+            0 if vector is None else _address(vector) for vector in (spec.q_norm, spec.k_norm, spec.sinks)
+        )
+        self._rotary = (spec.rope.rotary_dim, spec.rope.interleaved)
+        self._norms = (self._q_norm, self._k_norm, spec.norm_eps, spec.norm_offset)
+        self._cache: LayerCache | None = None
+        self._generation = -1
+        self._arguments: tuple[Any, ...] = ()
+
+    def _of_cache(self, cache: LayerCache) -> tuple[Any, ...]:
+        """The cache's part of both calls' arguments; made anew when the cache is another or has grown."""
+        if cache is not self._cache or cache.generation != self._generation:
+            scales = (0 if scale is None else _address(scale) for scale in (cache.k_scale, cache.v_scale))
+            arrays = (_address(cache.keys), _address(cache.values))
+            self._arguments = (*arrays, cache.page_size, cache.dtype, *scales)
+            self._cache, self._generation = cache, cache.generation
+        return self._arguments
+
+    def rope_and_append(self, q: Array, k: Array, v: Array, step: Step, cache: LayerCache) -> None:
+        cos, sin, _, _ = step.rotation(self._table)
+        _native.rope_and_append(
+            _address(q),
+            _address(k),
+            _address(v),
+            step.T,
+            *self._heads,
+            *self._rotary,
+            cos,
+            sin,
+            *self._norms,
+            step.slots,
+            *self._of_cache(cache),
+        )
+
+    def attend(self, q: Array, step: Step, cache: LayerCache) -> Array:
+        out = np.empty_like(q)
+        spec = self._spec
+        _native.attend(
+            _address(q),
+            _address(out),
+            step.T,
+            *self._heads,
+            *step.batch,
+            *self._of_cache(cache),
+            spec.scale,
+            spec.window,
+            self._sinks,
+            step.mask,
+        )
+        return out
+
+
+def _silu_mul(gate: Array, up: Array) -> Array:
+    y = np.empty_like(gate)
+    _native.silu_mul(_address(gate), _address(up), _address(y), *gate.shape)
+    return y
+
+
+class CpuOps:
+    name = "cpu"
+
+    def __init__(self) -> None:
+        self._tables: dict[Rope, RopeTable] = {}
+
+    def vector(self, values: Any) -> Array:
+        return np.ascontiguousarray(values, np.float32)
+
+    def norm(self, weight: Array, eps: float, offset: float) -> Callable[[Array], Array]:
+        weight_address = _address(weight)
+
+        # `keep` holds the weight, whose address the call uses.
+        def rms_norm(x: Array, keep: Array = weight) -> Array:
+            y = np.empty_like(x)
+            _native.rms_norm(_address(x), weight_address, _address(y), *x.shape, eps, offset)
+            return y
+
+        return rms_norm
+
+    def gate(self, activation: Activation) -> Callable[[Array, Array], Array]:
+        return {"silu": _silu_mul}[activation]
+
+    def attention(self, spec: AttentionSpec) -> Attention:
+        return Attention(spec, self._tables.setdefault(spec.rope, RopeTable(spec.rope)))
+
+    def begin(self, batch: Batch) -> Step:
+        return Step(batch)
+
+    def take(self, x: Array, rows: Array) -> Array:
+        taken: Array = x[rows]
+        return taken
+
+    def copy(self, x: Array) -> Array:
+        return x.copy()

@@ -1,0 +1,1 @@
+"""The reference: NumPy code that defines what every spec and operation means."""

@@ -1,0 +1,181 @@
+"""The operations in NumPy: float64 inside, each token by itself, results rounded once to float32."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from fewbits.kernels.batch import Batch, LayerCache
+from fewbits.kernels.ops import Activation, AttentionSpec
+from fewbits.kernels.rope import Rope, RopeTable
+
+Array = NDArray[Any]
+
+_CACHE_DTYPES = {
+    "f32": np.float32,
+    "bf16": ml_dtypes.bfloat16,
+    "f16": np.float16,
+    "fp8": ml_dtypes.float8_e4m3fn,
+}
+
+
+def rms_norm(x: Array, weight: Array, eps: float, offset: float) -> Array:
+    """float64 [..., H]."""
+    wide = x.astype(np.float64)
+    mean = np.mean(wide * wide, axis=-1, keepdims=True)
+    scaled: Array = wide / np.sqrt(mean + eps) * (weight.astype(np.float64) + offset)
+    return scaled
+
+
+class Step:
+    """A batch with the rotations of its positions."""
+
+    def __init__(self, batch: Batch) -> None:
+        self.batch = batch
+        self._highest = int(batch.positions.max(initial=0))
+        self._rotations: dict[RopeTable, tuple[Array, Array]] = {}
+
+    def rotation(self, table: RopeTable) -> tuple[Array, Array]:
+        if table not in self._rotations:
+            self._rotations[table] = table.rows(self.batch.positions, self._highest)
+        return self._rotations[table]
+
+
+def rotate(x: Array, cos: Array, sin: Array, interleaved: bool) -> Array:
+    """x float64 [T, heads, D], cos and sin [T, r / 2] → the same with the first r channels rotated."""
+    half = cos.shape[1]
+    cos, sin = cos[:, np.newaxis].astype(np.float64), sin[:, np.newaxis].astype(np.float64)
+    first, second = slice(0, half), slice(half, 2 * half)
+    if interleaved:
+        first, second = slice(0, 2 * half, 2), slice(1, 2 * half, 2)
+    rotated = x.copy()
+    rotated[:, :, first] = x[:, :, first] * cos - x[:, :, second] * sin
+    rotated[:, :, second] = x[:, :, second] * cos + x[:, :, first] * sin
+    return rotated
+
+
+class Attention:
+    def __init__(self, spec: AttentionSpec, table: RopeTable) -> None:
+        self.spec = spec
+        self._table = table
+
+    def rope_and_append(self, q: Array, k: Array, v: Array, step: Step, cache: LayerCache) -> None:
+        spec = self.spec
+        q[:] = self._rotated(q, spec.heads, spec.q_norm, step).reshape(q.shape)
+        keys = self._rotated(k, spec.kv_heads, spec.k_norm, step).astype(np.float32)
+        page, row = np.divmod(step.batch.slots, cache.page_size)
+        cache.keys[page, :, row] = _stored(keys, cache, cache.k_scale)
+        cache.values[page, :, row] = _stored(v.reshape(keys.shape), cache, cache.v_scale)
+
+    def _rotated(self, x: Array, heads: int, norm: Array | None, step: Step) -> Array:
+        spec = self.spec
+        wide = x.astype(np.float64).reshape(len(x), heads, spec.head_dim)
+        if norm is not None:
+            wide = rms_norm(wide, norm, spec.norm_eps, spec.norm_offset)
+        return rotate(wide, *step.rotation(self._table), spec.rope.interleaved)
+
+    def attend(self, q: Array, step: Step, cache: LayerCache) -> Array:
+        spec, batch = self.spec, step.batch
+        out = np.empty_like(q)
+        groups = (spec.kv_heads, spec.heads // spec.kv_heads)
+        for sequence in range(len(batch.kv_len)):
+            begin, end = batch.query_start[sequence : sequence + 2].tolist()
+            length = int(batch.kv_len[sequence])
+            pages = batch.block_table[sequence, : -(-length // cache.page_size)]
+            keys = _gathered(cache.keys, pages, length, cache, cache.k_scale)
+            values = _gathered(cache.values, pages, length, cache, cache.v_scale)
+            # Where the batch's own entries stand, their positions may differ from their numbers (draft
+            # trees).
+            positions = np.arange(length)
+            positions[length - (end - begin) :] = batch.positions[begin:end]
+            for token in range(begin, end):
+                seen = _seen(batch, sequence, token)
+                if spec.window:
+                    seen &= batch.positions[token] - positions < spec.window
+                query = q[token].astype(np.float64).reshape(*groups, spec.head_dim)
+                out[token] = self._head_values(query, keys[:, seen], values[:, seen]).reshape(-1)
+        return out
+
+    def _head_values(self, query: Array, keys: Array, values: Array) -> Array:
+        """query [kv_heads, group, D], keys and values [kv_heads, n, D] → [kv_heads, group, D]."""
+        logits = query @ keys.swapaxes(1, 2) * self.spec.scale
+        top = logits.max(axis=2, keepdims=True)
+        sinks = None
+        if self.spec.sinks is not None:
+            sinks = self.spec.sinks.astype(np.float64).reshape(*logits.shape[:2], 1)
+            top = np.maximum(top, sinks)
+        weights = np.exp(logits - top)
+        total = weights.sum(axis=2, keepdims=True)
+        if sinks is not None:
+            total = total + np.exp(sinks - top)
+        mixed: Array = weights @ values / total
+        return mixed
+
+
+def _seen(batch: Batch, sequence: int, token: int) -> Array:
+    """Which entries of its sequence a token of the batch sees; bool [kv_len]."""
+    begin, end = batch.query_start[sequence : sequence + 2].tolist()
+    length = int(batch.kv_len[sequence])
+    seen = np.zeros(length, bool)
+    earlier = length - (end - begin)
+    if batch.mask is None:
+        seen[: earlier + token - begin + 1] = True
+    else:
+        seen[:earlier] = True
+        seen[earlier:] = batch.mask[token, begin:end] != 0
+    return seen
+
+
+def _stored(x: Array, cache: LayerCache, scale: Array | None) -> Array:
+    """x float32 [T, kv_heads, D] as the cache's codes."""
+    if scale is not None:
+        x = np.clip(x / scale[:, np.newaxis], -448, 448)
+    return x.astype(_CACHE_DTYPES[cache.dtype]).view(cache.keys.dtype)
+
+
+def _gathered(array: Array, pages: Array, length: int, cache: LayerCache, scale: Array | None) -> Array:
+    """The first `length` entries of a sequence, float64 [kv_heads, length, D]."""
+    codes = array[pages].view(_CACHE_DTYPES[cache.dtype])
+    entries = codes.swapaxes(0, 1).reshape(codes.shape[1], -1, codes.shape[3])[:, :length]
+    wide: Array = entries.astype(np.float64)
+    return wide if scale is None else wide * scale[:, np.newaxis, np.newaxis].astype(np.float64)
+
+
+def _silu_mul(gate: Array, up: Array) -> Array:
+    wide = gate.astype(np.float64)
+    with np.errstate(over="ignore"):  # exp(-x) of a very negative x is inf, and the result 0
+        product: Array = (wide / (1 + np.exp(-wide)) * up).astype(np.float32)
+    return product
+
+
+class ReferenceOps:
+    name = "reference"
+
+    def __init__(self) -> None:
+        self._tables: dict[Rope, RopeTable] = {}
+
+    def vector(self, values: Any) -> Array:
+        return np.ascontiguousarray(values, np.float32)
+
+    def norm(self, weight: Array, eps: float, offset: float) -> Callable[[Array], Array]:
+        return lambda x: rms_norm(x, weight, eps, offset).astype(np.float32)
+
+    def gate(self, activation: Activation) -> Callable[[Array, Array], Array]:
+        return {"silu": _silu_mul}[activation]
+
+    def attention(self, spec: AttentionSpec) -> Attention:
+        return Attention(spec, self._tables.setdefault(spec.rope, RopeTable(spec.rope)))
+
+    def begin(self, batch: Batch) -> Step:
+        return Step(batch)
+
+    def take(self, x: Array, rows: Array) -> Array:
+        taken: Array = x[rows]
+        return taken
+
+    def copy(self, x: Array) -> Array:
+        return x.copy()

@@ -1,0 +1,83 @@
+"""What the configs of Llama-like families have in common: sizes, windows, rotations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from fewbits.checkpoint.config import Config
+from fewbits.errors import PlanError
+from fewbits.models.decoder import AttentionConfig, Bias, DecoderConfig, LayerConfig, MlpConfig
+from fewbits.models.rope import rope
+
+MAX_LAYERS = 1000  # far above any model; a hostile config must not make us build a list of a billion
+MAX_HEAD_DIM = 1024  # what native attention is built for
+
+LAYER_TYPES = ("full_attention", "sliding_attention")
+
+
+def size(config: Config, key: str, default: int | None = None, most: int = 1 << 31) -> int:
+    """A positive integer."""
+    value: int = config.get(key, int) if default is None else config.get(key, int, default)
+    if not 0 < value <= most:
+        raise unsupported(config, key, f"must be between 1 and {most}, not {value}")
+    return value
+
+
+def unsupported(config: Config, key: str, text: str) -> PlanError:
+    return PlanError("config-unsupported", f"{key} {text}", source=config.where(key))
+
+
+def flag(config: Config, *keys: str) -> Bias:
+    """A bias that a flag of the config asks for; absent means no."""
+    values = [config.get(key, bool, False) for key in keys]  # all of them: each must count as read
+    return "yes" if any(values) else "no"
+
+
+def layer_types(config: Config, slides: Callable[[int], bool]) -> list[str]:
+    """The type of each layer: `layer_types` where the config has it, else by the family's own rule."""
+    count = size(config, "num_hidden_layers", most=MAX_LAYERS)
+    types: list[str] = config.get("layer_types", list, [])
+    if not types:
+        return [LAYER_TYPES[slides(index)] for index in range(count)]
+    if len(types) < count:
+        raise unsupported(config, "layer_types", f"has {len(types)} entries for {count} layers")
+    for one in types[:count]:
+        if one not in LAYER_TYPES:
+            raise unsupported(config, "layer_types", f"has {one!r}; fewbits knows {', '.join(LAYER_TYPES)}")
+    return types[:count]
+
+
+def dense_decoder(
+    config: Config,
+    types: Sequence[str],
+    *,
+    qkv_bias: Bias = "no",
+    output_bias: Bias = "no",
+    mlp_bias: Bias = "no",
+    qk_norm: bool = False,
+) -> DecoderConfig:
+    """A decoder with one kind of feed-forward block; `types` has each layer's type."""
+    config.expect("hidden_act", "silu")
+    hidden = size(config, "hidden_size")
+    heads = size(config, "num_attention_heads")
+    kv_heads = size(config, "num_key_value_heads", heads)
+    if heads % kv_heads:
+        raise unsupported(config, "num_attention_heads", f"{heads} isn't a multiple of {kv_heads} key/value heads")
+    if "head_dim" not in config and hidden % heads:
+        raise unsupported(config, "hidden_size", f"{hidden} isn't a multiple of {heads} heads")
+    head_dim = size(config, "head_dim", hidden // heads, most=MAX_HEAD_DIM)
+    mlp = MlpConfig(size(config, "intermediate_size"), bias=mlp_bias)
+    layers = {}
+    for kind in dict.fromkeys(types):
+        window = size(config, "sliding_window") if kind == "sliding_attention" else 0
+        rotation = rope(config, head_dim, kind)
+        attention = AttentionConfig(heads, kv_heads, head_dim, rotation, window, qkv_bias, output_bias, qk_norm)
+        layers[kind] = LayerConfig(attention, mlp)
+    return DecoderConfig(
+        vocab=size(config, "vocab_size"),
+        hidden=hidden,
+        layers=tuple(layers[kind] for kind in types),
+        tied=config.get("tie_word_embeddings", bool, False),
+        norm_eps=config.get("rms_norm_eps", float, 1e-6),
+        max_positions=size(config, "max_position_embeddings") if "max_position_embeddings" in config else None,
+    )

@@ -1,0 +1,218 @@
+"""The one decoder, and the description of it that each family fills in.
+
+    x = embedding(token_ids)
+    per layer:  x += attention(norm(x));  x += mlp(norm(x))
+    logits = head(norm(x[logit_rows]))
+
+Layers are a list, so whatever differs between layers (heads, windows, rotations) needs no code of its own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from fewbits.kernels.batch import Batch, Cache, CacheDtype, CacheLayer, LayerCache
+from fewbits.kernels.ops import Activation, AttentionSpec, Ops
+from fewbits.kernels.rope import Rope
+from fewbits.nn.attention import Attention
+from fewbits.nn.embedding import Embedding, Head
+from fewbits.nn.mlp import Mlp
+
+Bias = Literal["yes", "no", "optional"]
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """A module that the model asks of the checkpoint, by its stored name.
+
+    `shape` is [N, K], or (H,) for a norm. `bias` says whether the module has one. A module that is absent is
+    filled from `tied_to` where that is set; only an `optional` one may be missing altogether.
+    """
+
+    name: str
+    kind: Literal["embedding", "norm", "linear", "head"]
+    shape: tuple[int, ...]
+    optional: bool = False
+    bias: Bias = "no"
+    tied_to: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionConfig:
+    """`window` 0 sees everything. `qk_norm`: RMS norms of each query and key head before the rotation."""
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    rope: Rope
+    window: int = 0
+    qkv_bias: Bias = "no"
+    output_bias: Bias = "no"
+    qk_norm: bool = False
+
+    @property
+    def scale(self) -> float:
+        return 1 / math.sqrt(self.head_dim)
+
+
+@dataclass(frozen=True, slots=True)
+class MlpConfig:
+    width: int
+    activation: Activation = "silu"
+    bias: Bias = "no"
+
+
+@dataclass(frozen=True, slots=True)
+class LayerConfig:
+    attention: AttentionConfig
+    mlp: MlpConfig
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderConfig:
+    """`max_positions` is the context that the checkpoint states, None where it states none.
+
+    Where the file has no head the embedding is the head, also against `tied`, which the plan then warns of.
+    """
+
+    vocab: int
+    hidden: int
+    layers: tuple[LayerConfig, ...]
+    tied: bool
+    norm_eps: float
+    norm_offset: float = 0.0
+    max_positions: int | None = None
+
+    def modules(self) -> list[Need]:
+        """Every module of the checkpoint's names, in the order of the forward pass."""
+        embedding = "model.embed_tokens"
+        table = (self.vocab, self.hidden)
+        needs = [Need(embedding, "embedding", table)]
+        for index, layer in enumerate(self.layers):
+            needs += self._layer(f"model.layers.{index}", layer)
+        needs.append(Need("model.norm", "norm", (self.hidden,)))
+        needs.append(Need("lm_head", "head", table, tied_to=embedding))
+        return needs
+
+    def _layer(self, name: str, layer: LayerConfig) -> Iterator[Need]:
+        attention, mlp, H = layer.attention, layer.mlp, self.hidden
+        queries, keys = attention.heads * attention.head_dim, attention.kv_heads * attention.head_dim
+        yield Need(f"{name}.input_layernorm", "norm", (H,))
+        yield Need(f"{name}.self_attn.q_proj", "linear", (queries, H), bias=attention.qkv_bias)
+        yield Need(f"{name}.self_attn.k_proj", "linear", (keys, H), bias=attention.qkv_bias)
+        yield Need(f"{name}.self_attn.v_proj", "linear", (keys, H), bias=attention.qkv_bias)
+        if attention.qk_norm:
+            yield Need(f"{name}.self_attn.q_norm", "norm", (attention.head_dim,))
+            yield Need(f"{name}.self_attn.k_norm", "norm", (attention.head_dim,))
+        yield Need(f"{name}.self_attn.o_proj", "linear", (H, queries), bias=attention.output_bias)
+        yield Need(f"{name}.post_attention_layernorm", "norm", (H,))
+        yield Need(f"{name}.mlp.gate_proj", "linear", (mlp.width, H), bias=mlp.bias)
+        yield Need(f"{name}.mlp.up_proj", "linear", (mlp.width, H), bias=mlp.bias)
+        yield Need(f"{name}.mlp.down_proj", "linear", (H, mlp.width), bias=mlp.bias)
+
+    def cache_layers(
+        self,
+        dtype: CacheDtype,
+        scales: Mapping[int, tuple[Sequence[float], Sequence[float]]] | None = None,
+    ) -> tuple[CacheLayer, ...]:
+        """What each layer keeps, in `dtype`; in fp8 where `scales` has the layer's (k_scale, v_scale).
+
+        A scale is one multiplier for the layer or one per key/value head.
+        """
+        layers = []
+        for index, layer in enumerate(self.layers):
+            attention = layer.attention
+            size = (attention.kv_heads, attention.head_dim)
+            if scales and index in scales:
+                k_scale, v_scale = (_per_head(scale, attention.kv_heads) for scale in scales[index])
+                layers.append(CacheLayer(*size, "fp8", attention.window, k_scale, v_scale))
+            else:
+                layers.append(CacheLayer(*size, dtype, attention.window))
+        return tuple(layers)
+
+
+def _per_head(scale: Sequence[float], heads: int) -> tuple[float, ...]:
+    values = tuple(float(value) for value in scale)
+    if len(values) not in (1, heads):
+        raise ValueError(f"{len(values)} scales for {heads} heads")
+    return values * heads if len(values) == 1 else values
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Output:
+    """`logits` float32 [R, V]; `taps` one [T, H] for each boundary asked for, in that order."""
+
+    logits: Any
+    taps: list[Any]
+
+
+class _Layer:
+    """Attention and feed-forward, each behind its norm; x is changed in place."""
+
+    __slots__ = ("_attention", "_input_norm", "_mlp", "_post_norm")
+
+    def __init__(self, config: DecoderConfig, index: int, params: Mapping[str, Any], ops: Ops) -> None:
+        attention, mlp = config.layers[index].attention, config.layers[index].mlp
+        name = f"model.layers.{index}"
+
+        def norm(module: str) -> Any:
+            return ops.norm(params[f"{name}.{module}"], config.norm_eps, config.norm_offset)
+
+        spec = AttentionSpec(
+            attention.heads,
+            attention.kv_heads,
+            attention.head_dim,
+            attention.rope,
+            attention.scale,
+            attention.window,
+            params[f"{name}.self_attn.q_norm"] if attention.qk_norm else None,
+            params[f"{name}.self_attn.k_norm"] if attention.qk_norm else None,
+            config.norm_eps,
+            config.norm_offset,
+        )
+        q, k, v, output = (params[f"{name}.self_attn.{part}_proj"] for part in "qkvo")
+        gate, up, down = (params[f"{name}.mlp.{part}_proj"] for part in ("gate", "up", "down"))
+        self._input_norm = norm("input_layernorm")
+        self._attention = Attention(spec, q, k, v, output, ops)
+        self._post_norm = norm("post_attention_layernorm")
+        self._mlp = Mlp(mlp.activation, gate, up, down, ops)
+
+    def __call__(self, x: Any, step: Any, cache: LayerCache) -> None:
+        self._attention(self._input_norm(x), x, step, cache)
+        self._mlp(self._post_norm(x), x)
+
+
+class Decoder:
+    """A model, ready to run.
+
+    `params` has an entry for every module of `config.modules()`: (kernel, packed weight) for linear layers,
+    the embedding and the head (a tied head is packed separately), a vector of `ops.vector` for norms.
+    """
+
+    def __init__(self, config: DecoderConfig, params: Mapping[str, Any], ops: Ops) -> None:
+        self.config = config
+        self.ops = ops
+        self._embedding = Embedding(params["model.embed_tokens"])
+        self._layers = [_Layer(config, index, params, ops) for index in range(len(config.layers))]
+        self._norm = ops.norm(params["model.norm"], config.norm_eps, config.norm_offset)
+        self._head = Head(params["lm_head"])
+
+    def forward(self, batch: Batch, cache: Cache, taps: Sequence[int] = ()) -> Output:
+        """Run a batch whose slots are allocated in `cache`; its keys and values are stored there.
+
+        `taps` are layer boundaries whose states are wanted: 0 is the embedding, i the output of layer i - 1.
+        They are copies of the residual stream, before the next norm.
+        """
+        ops = self.ops
+        step = ops.begin(batch)
+        x = self._embedding(batch.token_ids)
+        states = {0: ops.copy(x)} if 0 in taps else {}
+        for boundary, (layer, layer_cache) in enumerate(zip(self._layers, cache.layers, strict=True), 1):
+            layer(x, step, layer_cache)
+            if boundary in taps:
+                states[boundary] = ops.copy(x)
+        logits = self._head(self._norm(ops.take(x, batch.logit_rows)))
+        return Output(logits, [states[boundary] for boundary in taps])

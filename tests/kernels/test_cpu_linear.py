@@ -1,0 +1,145 @@
+"""Native products against the definition, for every kind, odd shapes and any number of rows."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from random_weights import GROUP, WEIGHTS, integers, random_input, random_linear
+
+from fewbits import _native
+from fewbits.kernels.cpu import linear
+from fewbits.kernels.reference.linear import linear_exact
+from fewbits.qweight import QLinear
+from fewbits.spec import QuantSpec
+
+NATIVE = [name for name, spec in WEIGHTS.items() if linear.accepts(QuantSpec(spec), (96, 64)) is None]
+SHAPES = [(1, 8), (3, 40), (52, 64), (64, 96), (65, 7), (130, 33), (200, 520), (17, 1100)]
+
+
+def bound(layer: QLinear, x: np.ndarray) -> np.ndarray:
+    """What rounding may do to each result: float32 sums, and x in bfloat16 where the tier takes that."""
+    weight = layer.weight
+    half = 1 << (weight.spec.bits - 1)
+    if weight.spec.kind == "float":
+        terms = np.abs(weight.dequantize())
+    else:
+        # Codes and zero points are multiplied apart, so errors are relative to each, not to their difference.
+        zero = half if weight.zero is None else weight._spread(weight.zero.astype(np.float64))
+        terms = np.abs(weight.unpacked().astype(np.float64) - half) + np.abs(zero - half)
+        terms = terms * weight._spread(weight.scale.astype(np.float64))
+    relative = (weight.shape[1] + 8) * 2.0**-24
+    if _native.tier() == "avx512_bf16":
+        if weight.spec.kind != "float":
+            # The decoder leaves up to 136 in int4 codes, which the sums of x take out again.
+            offsets = 136 * weight._spread(weight.scale.astype(np.float64))
+            extra = np.abs(x) @ np.broadcast_to(offsets, terms.shape).T * relative
+        else:
+            extra = 0
+        relative += 2.0**-8
+        return np.abs(x) @ terms.T * relative + extra + 2.0**-24
+    return np.abs(x) @ terms.T * relative + 2.0**-24
+
+
+def run(layer: QLinear, x: np.ndarray) -> np.ndarray:
+    (y,) = linear.bind([linear.pack(layer)])(x)
+    return y
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("name", NATIVE)
+def test_products_are_the_definition_within_rounding(name, shape):
+    layer = random_linear(WEIGHTS[name], shape, bias=True)
+    for M in (1, 2, 9):
+        x = random_input(M, shape[1])
+        error = np.abs(run(layer, x) - linear_exact(layer, x))
+        assert (error <= bound(layer, x)).all(), (M, (error / bound(layer, x)).max())
+
+
+@pytest.mark.parametrize("name", NATIVE)
+def test_a_row_has_the_same_bits_in_any_company(name):
+    layer = random_linear(WEIGHTS[name], (130, 320))
+    runner = linear.bind([linear.pack(layer)])
+    x = random_input(300, 320)
+    (whole,) = runner(x)
+    alone = np.concatenate([runner(x[m : m + 1])[0] for m in range(300)])
+    np.testing.assert_array_equal(alone, whole)
+    for M in (2, 3, 5, 8, 31, 64, 129):
+        np.testing.assert_array_equal(runner(x[7 : 7 + M])[0], whole[7 : 7 + M])
+
+
+def test_threads_do_not_change_a_bit():
+    layer = random_linear(WEIGHTS["uint4-g32"], (500, 320))
+    runner = linear.bind([linear.pack(layer)])
+    x = random_input(37, 320)
+    before = _native.thread_count()
+    try:
+        results = []
+        for count in (1, 2, 3):
+            _native.set_thread_count(count)
+            results.append(runner(x)[0])
+    finally:
+        _native.set_thread_count(before)
+    np.testing.assert_array_equal(results[0], results[1])
+    np.testing.assert_array_equal(results[0], results[2])
+
+
+def test_weights_that_share_x_give_what_each_gives_alone():
+    names = ("int4-g32", "uint8-channel", "bfloat16", "float32")
+    layers = [random_linear(WEIGHTS[name], (40 + 30 * i, 64), bias=i % 2 == 0) for i, name in enumerate(names)]
+    packed = [linear.pack(layer) for layer in layers]
+    x = random_input(5, 64)
+    for one, y in zip(packed, linear.bind(packed)(x), strict=True):
+        np.testing.assert_array_equal(linear.bind([one])(x)[0], y)
+
+
+def test_add_to_adds_in_place():
+    runner = linear.bind([linear.pack(random_linear(WEIGHTS["int4-g32"], (40, 64), bias=True))])
+    x, residual = random_input(3, 64), random_input(3, 40, seed=5)
+    expected = residual + runner(x)[0]
+    (result,) = runner(x, residual)
+    assert result is residual
+    np.testing.assert_array_equal(residual, expected)
+
+
+@pytest.mark.parametrize("name", NATIVE)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_resident_bytes_are_known_beforehand(name, shape):
+    layer = random_linear(WEIGHTS[name], shape)
+    assert linear.pack(layer).nbytes == linear.nbytes(layer.spec, shape)
+
+
+def test_many_groups_are_packed_in_pieces(monkeypatch):
+    layer = random_linear(integers(4, GROUP, True), (300, 64))
+    x = random_input(2, 64)
+    whole = run(layer, x)
+    monkeypatch.setattr(linear, "_FILL", 1)
+    np.testing.assert_array_equal(run(layer, x), whole)
+
+
+def test_what_was_packed_needs_its_source_no_more():
+    layer = random_linear(WEIGHTS["uint4-g32"], (40, 64))
+    packed = linear.pack(layer)
+    x = random_input(1, 64)
+    before = linear.bind([packed])(x)[0].copy()
+    layer.weight.codes[:] = 0
+    layer.weight.scale[:] = 0
+    np.testing.assert_array_equal(linear.bind([packed])(x)[0], before)
+
+
+def test_no_rows_is_a_batch_too():
+    assert run(random_linear(WEIGHTS["int4-g32"], (40, 64)), random_input(0, 64)).shape == (0, 40)
+
+
+def test_inputs_are_checked():
+    runner = linear.bind([linear.pack(random_linear(WEIGHTS["int4-g32"], (40, 64)))])
+    with pytest.raises(ValueError, match=r"float32 \[M, 64\]"):
+        runner(random_input(2, 63))
+    with pytest.raises(ValueError, match=r"float32 \[M, 64\]"):
+        runner(random_input(2, 64).astype(np.float64))
+    with pytest.raises(ValueError, match=r"float32 \[2, 40\]"):
+        runner(random_input(2, 64), np.zeros((3, 40), np.float32))
+    with pytest.raises((TypeError, BufferError, ValueError)):
+        runner(np.asfortranarray(random_input(2, 64)))
+    both = linear.bind([linear.pack(random_linear(WEIGHTS["int4-g32"], (40, 64)))] * 2)
+    with pytest.raises(ValueError, match="single weight"):
+        both(random_input(2, 64), np.zeros((2, 40), np.float32))
