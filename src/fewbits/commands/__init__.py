@@ -1,0 +1,1 @@
+"""What each command of `fewbits` does: `run(arguments) -> exit code`. Imported when used."""

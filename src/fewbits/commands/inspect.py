@@ -1,0 +1,63 @@
+"""`fewbits inspect`: the plan of a checkpoint, or this machine."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+
+from fewbits import hub, load, report
+from fewbits.errors import FewbitsError, UsageError
+from fewbits.plan import LoadPlan, failed
+
+
+def run(arguments: argparse.Namespace) -> int:
+    if arguments.system:
+        if arguments.checkpoint is not None:
+            raise UsageError("usage", "--system describes the machine; leave the checkpoint out")
+        return _system(arguments.json)
+    if arguments.checkpoint is None:
+        raise UsageError("usage", "there is nothing to inspect", hint="fewbits inspect FOLDER, or --system")
+    plan = _plan(arguments.checkpoint, arguments.json)
+    if arguments.json:
+        report.write_json(plan, sys.stdout)
+    else:
+        report.print_table(plan, sys.stdout)
+    return 2 if plan.errors else 0
+
+
+def _plan(checkpoint: str, as_json: bool) -> LoadPlan:
+    """The plan; for a script also of a folder that can't be read, with nothing but the reason."""
+    try:
+        return load.inspect(hub.resolve(checkpoint))
+    except FewbitsError as error:
+        if not as_json:
+            raise
+        print(report.failure_text(error), file=sys.stderr)
+        return failed(error)
+
+
+def _system(as_json: bool) -> int:
+    from fewbits.engine import machine
+
+    found = machine.describe()
+    if as_json:
+        print(json.dumps(found))
+        return 0
+    cpu, memory, limits = found["cpu"], found["memory"], found["limits"]
+    lines = (
+        ("fewbits", f"{found['version']} (Python {found['python']}, {found['platform']})"),
+        ("CPU features", " ".join(cpu["features"]) or "none that kernels use"),
+        ("kernels", f"{cpu['tier']} (of {', '.join(cpu['tiers'])})"),
+        ("threads", str(found["threads"])),
+        ("last-level cache", _size(cpu["last_level_cache"])),
+        ("free memory", _size(memory["available"])),
+        ("read rate", "not measured" if limits["read_gb_s"] is None else f"{limits['read_gb_s']} GB/s"),
+    )
+    for name, value in lines:
+        print(f"{name:<18}{value}")
+    return 0
+
+
+def _size(count: int | None) -> str:
+    return "unknown" if count is None else report.gigabytes(count)

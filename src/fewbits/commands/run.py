@@ -1,0 +1,112 @@
+"""`fewbits run`: text to stdout as it comes; warnings, the checkpoint's own sampling and speeds to stderr."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import Any
+
+from fewbits.commands import chat, speed
+from fewbits.commands.progress import LoadingBar, say
+from fewbits.engine.llm import LLM
+from fewbits.engine.request import Result, SamplingParams
+from fewbits.errors import UsageError
+
+_OPTIONS = (
+    "max_tokens",
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "seed",
+    "stop",
+)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    _check(arguments)
+    given = {name: getattr(arguments, name) for name in _OPTIONS if getattr(arguments, name) is not None}
+    SamplingParams(**given)  # what is wrong with the options is said before a model is loaded
+    ids = None if arguments.prompt_ids is None else _ids(arguments.prompt_ids)
+    llm = load(arguments.checkpoint, arguments.threads, arguments.allow_reference)
+    params = SamplingParams(**(_model_sampling(llm, arguments.sampling == "model") | given))
+    if arguments.chat and arguments.prompt is None:
+        chat.converse(llm, params)
+        return 0
+    if arguments.chat:
+        ids = llm.encode_chat([{"role": "user", "content": arguments.prompt}])
+    elif ids is None:
+        ids = llm.encode(arguments.prompt, special=not arguments.raw)
+    if arguments.logits is not None:
+        _write_logits(llm, ids, arguments.logits)
+    if arguments.json:
+        [result] = llm.generate([ids], params)
+        print(json.dumps(dict(result)))
+    else:
+        result = write(llm, ids, params)
+    if not arguments.json or sys.stderr.isatty():
+        speed.report(llm, result)
+    return 0
+
+
+def load(checkpoint: str, threads: int | None, allow_reference: bool) -> LLM:
+    """The model, with a bar where that takes long; the plan's warnings on stderr."""
+    with LoadingBar("loading") as bar:
+        llm = LLM(checkpoint, allow_reference=allow_reference, threads=threads, progress=bar)
+    for warning in llm.warnings:
+        say(f"warning: {warning}")
+    return llm
+
+
+def write(llm: LLM, ids: list[int], params: SamplingParams) -> Result:
+    """Streams the continuation to stdout, token ids where there is no tokenizer, and ends the line."""
+    stream = llm.stream(ids, params)
+    last = ""
+    for last in stream:
+        sys.stdout.write(last)
+        sys.stdout.flush()
+    if not llm.tokenizer.available:
+        print(",".join(map(str, stream.result.token_ids)))
+    elif not last.endswith("\n"):
+        print()
+    return stream.result
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    interactive = arguments.chat and arguments.prompt is None
+    if arguments.prompt_ids is not None and (arguments.chat or arguments.raw):
+        raise UsageError("usage", "--prompt-ids adds nothing: --chat and --raw have no meaning there")
+    if arguments.prompt is None and arguments.prompt_ids is None and not arguments.chat:
+        raise UsageError("usage", "there is nothing to continue", hint="--prompt TEXT, --prompt-ids IDS or --chat")
+    if interactive and (arguments.json or arguments.logits):
+        raise UsageError("usage", "an interactive chat has no --json and no --logits", hint="give a --prompt")
+
+
+def _ids(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")] if text.strip() else []
+    except ValueError:
+        raise UsageError("usage", f"--prompt-ids takes numbers, as in 1,2,3, not {text[:60]!r}") from None
+
+
+def _model_sampling(llm: LLM, used: bool) -> dict[str, Any]:
+    """What generation_config.json says is always shown, and returned where it is used."""
+    says = llm.model_sampling
+    if says:
+        shown = ", ".join(f"{name} {value:g}" for name, value in says.items())
+        say(f"generation_config.json: {shown}" + ("" if used else " (not used; --sampling model uses it)"))
+    return says if used else {}
+
+
+def _write_logits(llm: LLM, ids: list[int], path: str) -> None:
+    import numpy as np
+
+    try:
+        with open(path, "wb") as file:  # not by name: NumPy would add .npy to it
+            np.save(file, llm.logits(ids))
+    except OSError as error:
+        raise UsageError("output-unwritable", f"can't be written: {error.strerror}", module=path) from None
