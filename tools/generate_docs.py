@@ -1,20 +1,50 @@
-"""Writes the pages of docs/ that are made from code. tests/test_docs.py checks that they are up to date.
+"""Writes what the docs say twice from the code that says it once; tests/test_docs.py checks that it is fresh.
 
 python tools/generate_docs.py
+
+docs/errors.md   the table of codes
+docs/cli.md      the options of every command
+README.md        between its markers: the support table, the example's plan
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
+from fewbits.checkpoint.config import Config
 from fewbits.cli import build_parser
+from fewbits.codes import CODES
+from fewbits.formats import FORMATS
+from fewbits.formats.compressed_tensors.config import PRESETS, act_spec, weight_spec
+from fewbits.kernels import choose
+from fewbits.load import inspect
+from fewbits.models import FAMILIES
+from fewbits.report import print_table
+from fewbits.spec import QuantSpec, WeightSpec, dense
 
-DOCS = Path(__file__).resolve().parents[1] / "docs"
+ROOT = Path(__file__).resolve().parents[1]
+EXAMPLE = "examples/stdlib-lm/w4a16-asym"
+BEGIN, END = "<!-- generated: {} -->", "<!-- end -->"
 
 
-def cli() -> str:
+def errors_page() -> str:
+    lines = [
+        "# Errors and warnings",
+        "",
+        "Every error and warning of fewbits has a code. `inspect` lists them; an error ends `run` with exit code 2.",
+        "",
+        "| Code | What it means | What helps |",
+        "|---|---|---|",
+    ]
+    lines += [f"| `{name}` | {code.cause} | {code.cure} |" for name, code in CODES.items()]
+    return "\n".join(lines) + "\n"
+
+
+def cli_page() -> str:
     """Every command with its options, from the parser itself: --help's own layout differs between Pythons."""
     parser = build_parser()
     [commands] = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
@@ -48,9 +78,78 @@ def _rows(group: argparse._ArgumentGroup) -> Iterator[str]:
         yield f"| `{shown}` | {action.help} |"
 
 
-PAGES: dict[str, Callable[[], str]] = {"cli.md": cli}
+SHAPE = (4096, 4096)  # any ordinary shape: what runs depends on the spec
+
+
+def _specs() -> Iterator[tuple[str, QuantSpec]]:
+    """What people publish: unquantized weights, and the presets of llm-compressor."""
+    for dtype in ("bfloat16", "float16", "float32"):
+        yield dtype, QuantSpec(dense(dtype))
+    for name, (weights, inputs) in PRESETS.items():
+        if weights is None or name == "INT8":  # INT8 is another name of W8A8
+            continue
+        weight = _stored(weight_spec(Config(weights, "preset")))
+        yield name, QuantSpec(weight, act_spec(Config(inputs, "preset")) if inputs else None)
+
+
+def _stored(weight: WeightSpec) -> WeightSpec:
+    return weight if weight.scale_dtype else replace(weight, scale_dtype="bfloat16")
+
+
+def _runs(spec: QuantSpec) -> str:
+    kernel = choose("linear", spec, SHAPE, allow_reference=True).kernel
+    if kernel is None:
+        return "refused"
+    return "with `--allow-reference`" if kernel.reference else "native"
+
+
+def support_tables() -> str:
+    """Schemes that differ only in the bits of integer weights share a line."""
+    lines: dict[tuple[str, str], list[tuple[str, QuantSpec]]] = {}
+    for name, spec in _specs():
+        bits = str(spec.weight.bits) if spec.weight.kind == "int" else ""
+        pattern = str(spec).replace(f"int{bits} ", "int{} ", 1) if bits else str(spec)
+        lines.setdefault((pattern, _runs(spec)), []).append((name, spec))
+    rows = ["| Schemes | What is stored | Runs |", "|---|---|---|"]
+    for (pattern, runs), members in lines.items():
+        bits = ", ".join(str(spec.weight.bits) for _, spec in members)
+        stored = pattern.replace("int{} ", f"int{bits} ", 1)
+        rows.append(f"| {', '.join(name for name, _ in members)} | {stored} | {runs} |")
+    formats = ", ".join(row.name for row in FORMATS if row.name != "dense")
+    families = ", ".join(family.name for family in FAMILIES)
+    return f"Formats: {formats}, and unquantized checkpoints. Families: {families}.\n\n" + "\n".join(rows) + "\n"
+
+
+def inspect_table() -> str:
+    text = io.StringIO()
+    print_table(inspect(ROOT / EXAMPLE), text)
+    lines = (line.rstrip() for line in text.getvalue().splitlines())
+    return "\n".join(["```console", f"$ .venv/bin/fewbits inspect {EXAMPLE}", *lines, "```", ""])
+
+
+SECTIONS: dict[str, Callable[[], str]] = {"support": support_tables, "inspect": inspect_table}
+
+
+def readme() -> str:
+    """The README with its generated sections made anew."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for name, section in SECTIONS.items():
+        begin = BEGIN.format(name)
+        before, found, rest = text.partition(begin)
+        if not found:
+            raise SystemExit(f"README.md has no line {begin}")
+        _, _, after = rest.partition(END)
+        text = f"{before}{begin}\n{section()}{END}{after}"
+    return text
+
+
+PAGES: dict[str, Callable[[], str]] = {
+    "docs/errors.md": errors_page,
+    "docs/cli.md": cli_page,
+    "README.md": readme,
+}
 
 
 if __name__ == "__main__":
     for name, page in PAGES.items():
-        (DOCS / name).write_text(page(), encoding="utf-8")
+        (ROOT / name).write_text(page(), encoding="utf-8")
