@@ -24,9 +24,7 @@ def checkout(tmp_path: Path) -> Path:
 
 
 def make_demo(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    outer = {
-        name: value for name, value in os.environ.items() if name not in ("CXX", "MAKEFLAGS", "MAKELEVEL")
-    }
+    outer = {name: value for name, value in os.environ.items() if name not in ("CXX", "MAKEFLAGS", "MAKELEVEL")}
     return subprocess.run(
         ["make", "demo"],
         cwd=folder,

@@ -20,9 +20,7 @@ def expected_weights(folder: Path) -> dict[str, np.ndarray]:
     path = folder / "expected.safetensors"
     tensors, _ = read_header(path, 0)
     with TensorReader([path], tensors) as reader:
-        return {
-            name.removesuffix(".weight"): reader.read(name) for name in tensors if name.endswith(".weight")
-        }
+        return {name.removesuffix(".weight"): reader.read(name) for name in tensors if name.endswith(".weight")}
 
 
 @pytest.mark.parametrize("name", FOLDERS)

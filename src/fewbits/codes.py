@@ -66,7 +66,9 @@ CODES: dict[str, Code] = {
         "Compare rope_parameters or rope_scaling with the original model's; look for a newer fewbits.",
     ),
     # Quantization: rules
-    "format-unknown": Code("The quantization method isn't read yet.", "`inspect` shows what the tensors tell."),
+    "format-unknown": Code(
+        "The quantization method or storage format isn't read yet.", "`inspect` shows what the tensors tell."
+    ),
     "format-refused": Code("A storage format that is recognised and not decoded.", "Use another export of the model."),
     "scheme-unknown": Code(
         "A config group describes numbers or scales that have no definition here.",
@@ -137,6 +139,10 @@ CODES: dict[str, Code] = {
     "weight-nan": Code("A weight holds codes that are not a number.", "Quantize again."),
     "code-range": Code("A code is outside of its bits.", "The file is damaged, or num_bits is wrong."),
     "act-order-invalid": Code("weight_g_idx doesn't give every group its columns.", "Quantize again."),
+    "act-order-absent": Code(
+        "The config promises an activation order, and a module has no index of it.",
+        "Nothing to do: groups are taken in order, as the owner's library does.",
+    ),
     "zero-point-kept": Code(
         "A scheme says symmetric, its zero points aren't zero.", "Nothing to do: they are applied."
     ),

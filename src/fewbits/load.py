@@ -126,11 +126,18 @@ def load_linear(
     """
     planned = inspect(folder)
     row = next((row for row in planned.rows if row.name == name and row.resolved is not None), None)
-    if row is None or row.kind not in ("linear", "head", "expert", "router"):
+    if row is None or row.kind not in ("linear", "head", "expert", "router") or len(row.shape) != 2 or 0 in row.shape:
         raise PlanError("module-missing", "is not a linear module of this checkpoint", module=name)
+    assert planned.checkpoint is not None and planned.format is not None and row.resolved is not None
+    for error in planned.format.report().errors:
+        raise PlanError(error.code, error.text, module=name)
+    if row.resolved.error is not None:
+        raise PlanError(*row.resolved.error, module=name)
     if row.executed_as == "refused":
-        raise PlanError("kernel-none", row.reason, module=name)
-    assert planned.checkpoint is not None
+        code = next((error.code for error in planned.errors if error.text.startswith(row.reason)), "kernel-none")
+        raise PlanError(code, row.reason, module=name)
+    if planned.checkpoint.header_only:
+        raise PlanError("header-only", "the files have headers but no data", module=name)
     with planned.checkpoint.reader() as reader:
         linear, _ = decode(planned, row, reader)
     kernel = _kernel(row, linear, False, allow_reference)

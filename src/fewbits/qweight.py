@@ -96,9 +96,9 @@ class QWeight:
         """One value a block → one value a weight (as a broadcastable view where the block spans an axis)."""
         rows, columns = self.spec.block
         if rows not in (WHOLE, 1):
-            blocks = np.repeat(blocks, rows, axis=0)[: self.shape[0]]
+            blocks = np.repeat(blocks, min(rows, self.shape[0]), axis=0)[: self.shape[0]]
         if columns not in (WHOLE, 1):
-            blocks = np.repeat(blocks, columns, axis=1)[:, : self.shape[1]]
+            blocks = np.repeat(blocks, min(columns, self.shape[1]), axis=1)[:, : self.shape[1]]
         return blocks
 
     def _in_input_order(self, values: Array) -> Array:

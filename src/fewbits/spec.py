@@ -112,7 +112,7 @@ class ActSpec:
             number = f"int{self.bits}"
         if self.global_scale:
             return f"{number} local"
-        per = f"g{self.group_size}" if self.per == "group" else self.per
+        per = self.per if self.per != "group" else f"g{self.group_size}" if self.group_size else "head"
         if self.scale_dtype == "float8_e8m0fnu":
             per += " e8m0"
         text = f"{number} {per} {'dynamic' if self.dynamic else 'static'}"

@@ -22,6 +22,7 @@ from fewbits.checkpoint.config import shorten
 from fewbits.errors import CheckpointError
 
 HEADER_LIMIT = 100_000_000  # bytes; the safetensors library's own limit
+_NAME_LIMIT = 4096  # characters; a regular expression's memory grows with the name it is tried on
 _ELEMENTS_LIMIT = 1 << 56  # of one tensor, counted without its empty axes: NumPy refuses larger shapes
 
 # Name in the header → (bits, the dtype that `read` gives; sub-byte types come as raw bytes).
@@ -122,6 +123,8 @@ def read_header(path: Path, file: int) -> tuple[dict[str, TensorInfo], bool]:
     start = 8 + length
     tensors = {}
     for name, value in header.items():
+        if len(name) > _NAME_LIMIT:
+            raise _bad_header(path, f"the name of a tensor has {len(name)} characters")
         dtype, shape, begin, end = _entry(path, name, value)
         tensors[name] = TensorInfo(dtype, shape, file, start + begin, start + end)
 

@@ -32,7 +32,8 @@ def check(weight: QWeight, module: str, suffix: str) -> None:
     Raises CheckpointError scale-invalid, naming the tensor and the first bad block.
     """
     assert weight.scale is not None
-    scale = weight.scale.astype(np.float32)
+    with np.errstate(over="ignore"):  # a float64 scale beyond float32 is as bad as an infinite one
+        scale = weight.scale.astype(np.float32)
     bad = ~np.isfinite(scale) | (scale < 0)
     if not bad.any():
         empty = scale == 0
@@ -68,7 +69,7 @@ def _blocks_with_values(weight: QWeight) -> Array:
 def _spread(blocks: Array, weight: QWeight) -> Array:
     rows, columns = weight.spec.block
     if rows not in (WHOLE, 1):
-        blocks = np.repeat(blocks, rows, axis=0)[: weight.shape[0]]
+        blocks = np.repeat(blocks, min(rows, weight.shape[0]), axis=0)[: weight.shape[0]]
     if columns not in (WHOLE, 1):
-        blocks = np.repeat(blocks, columns, axis=1)[:, : weight.shape[1]]
+        blocks = np.repeat(blocks, min(columns, weight.shape[1]), axis=1)[:, : weight.shape[1]]
     return blocks

@@ -13,7 +13,7 @@ _SUFFIXES = frozenset(
     input_scale input_zero_point input_global_scale output_scale output_zero_point
     bitmask compressed row_offsets shape meta scale_packed""".split()
 )
-
+_SPARSE = ("bitmask", "compressed", "row_offsets", "shape")
 
 Modules = dict[str, dict[str, TensorInfo]]
 
@@ -27,9 +27,9 @@ def group(tensors: Mapping[str, TensorInfo], apart: Iterable[str]) -> tuple[Modu
         if name in skipped:
             continue
         module, _, suffix = name.rpartition(".")
-        if suffix in _SUFFIXES and module:
-            if module.endswith(".weight"):  # the sparse files of 2024: <module>.weight.bitmask
-                module = module.removesuffix(".weight")
+        if suffix in _SPARSE and module.endswith(".weight"):  # the sparse files of 2024: <module>.weight.bitmask
+            module, suffix = module.removesuffix(".weight"), f"weight.{suffix}"
+        if module and (suffix in _SUFFIXES or suffix.startswith("weight.")):
             modules.setdefault(module, {})[suffix] = info
         else:
             loose.append(name)
@@ -60,4 +60,4 @@ def kind_of(name: str, tensors: Mapping[str, TensorInfo], parents: set[str]) -> 
         return "linear"
     if dimensions > 2:
         return "conv"
-    return "linear" if "compressed" in tensors else "other"
+    return "linear" if "compressed" in tensors or "weight.compressed" in tensors else "other"

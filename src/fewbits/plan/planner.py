@@ -21,6 +21,7 @@ from fewbits.spec import QuantSpec
 _NO_USE = ("rotary_emb.inv_freq", ".masked_bias")  # stored by old writers, read by nobody
 _NORM = Execution("native")
 _NOT_COMPUTED = Execution("not_run", "not a module that fewbits computes")
+_MOST_EXPERTS = 100_000  # rows for stacked experts; a header of 100 bytes may claim any number
 _EXPERT = Execution("not_run", "experts aren't computed yet")
 
 
@@ -59,6 +60,7 @@ class _Planner:
         self._executions: dict[tuple[Op, QuantSpec, tuple[int, ...]], Execution] = {}
         self._not_part = Execution("not_run", f"not part of the {self.plan.family} decoder")
         self._reader = checkpoint.reader()
+        self._experts_seen = 0
 
     def _configure(self, family: Family | None) -> dict[str, Need]:
         """The modules that the family needs, by name; none where it is unknown or can't be configured."""
@@ -84,6 +86,9 @@ class _Planner:
         with self._reader:
             for name, stored in modules.items():
                 need = self.needs.get(name)
+                if need is None and stored.keys() == {"bias"}:
+                    loose.append(f"{name}.bias")
+                    continue
                 kind = need.kind if need is not None else kind_of(name, stored, parents)
                 self._module(name, kind, stored)
         for name in loose:
@@ -143,7 +148,7 @@ class _Planner:
 
     def _execution(self, name: str, kind: ModuleKind, shape: tuple[int, ...], resolved: Resolved) -> Execution:
         need = self.needs.get(name)
-        problem = resolved.error
+        problem = resolved.error or self._bad_bias(name, kind, shape)
         if self.needs and need is None:  # stored, and no part of the model: its faults are no errors
             if problem is not None:
                 self.warnings.add(problem[0], name, problem[1])
@@ -162,20 +167,28 @@ class _Planner:
         bias = self.checkpoint.tensors.get(f"{need.name}.bias")
         if need.bias == "yes" and bias is None:
             return "bias-missing", f"the {self.plan.family} family has a bias here, none is stored"
-        if bias is not None and (need.kind in ("norm", "embedding") or bias.shape != need.shape[:1]):
-            return "shape-mismatch", f"has a bias of shape {list(bias.shape)}"
-        if bias is not None and bias.dtype not in ("F32", "F16", "BF16", "F64"):
-            return "tensors-disagree", f"has a bias of dtype {bias.dtype}"
+        if bias is not None and need.kind in ("norm", "embedding"):
+            return "tensors-disagree", f"has a bias, which no {need.kind} of the {self.plan.family} family has"
         if bias is not None and need.bias == "no":
             self.warnings.add("bias-unexpected", need.name, "a bias is stored though the config says none; it is added")
         if need.kind == "norm" and spec.weight.quantized:
             return "tensors-disagree", f"a norm stored as {spec.weight}"
         return None
 
+    def _bad_bias(self, name: str, kind: ModuleKind, shape: tuple[int, ...]) -> tuple[str, str] | None:
+        bias = self.checkpoint.tensors.get(f"{name}.bias")
+        if bias is None or kind in ("conv", "other"):
+            return None
+        if bias.shape != shape[:1]:
+            return "shape-mismatch", f"has a bias of shape {list(bias.shape)} and {shape[0]} rows"
+        if bias.dtype not in ("F32", "F16", "BF16", "F64"):
+            return "tensors-disagree", f"has a bias of dtype {bias.dtype}"
+        return None
+
     def _choose(self, name: str, kind: ModuleKind, shape: tuple[int, ...], spec: QuantSpec) -> Execution:
         if kind == "norm":
             return _NORM
-        if kind in ("conv", "other"):
+        if kind in ("conv", "other") or len(shape) != 2 or 0 in shape:
             return _NOT_COMPUTED
         op: Op = "embedding" if kind == "embedding" else "linear"
         key = (op, spec, shape)
@@ -198,6 +211,13 @@ class _Planner:
 
     def _experts(self, name: str, info: TensorInfo, spec: QuantSpec, tensors: tuple[str, ...]) -> None:
         parent, _, projection = name.rpartition(".")
+        self._experts_seen += info.shape[0]
+        if self._experts_seen > _MOST_EXPERTS:
+            text = f"is a stack of {info.shape[0]} experts, which makes more than {_MOST_EXPERTS} in all"
+            self.errors.add("tensors-disagree", name, text)
+            dtype, refused = DTYPES[info.dtype][1].name, Execution("refused", text)
+            self.plan.rows.append(Row(name, "expert", info.shape, spec, dtype, tensors, "its tensors", refused, name))
+            return
         for expert in range(info.shape[0]):
             self.plan.rows.append(
                 Row(
@@ -260,9 +280,13 @@ class _Planner:
         dtypes: dict[str, Literal["f32", "bf16", "f16"]] = {"float32": "f32", "float16": "f16"}
         embedding = next((row.dtype for row in plan.rows if row.kind == "embedding"), "")
         plan.cache_dtype = dtypes.get(self._config_dtype() or embedding, "bf16")
+        names = {row.name for row in plan.rows}
+        siblings = {row.name.rpartition(".")[0]: row.name for row in reversed(plan.rows)}
         owners: dict[str, list[str]] = {}
-        for scales in self.kv.values():
+        for attention, scales in self.kv.items():
             for tensor, owner in scales.owners.items():
+                # Where projections are stored fused: the first module of the attention.
+                owner = owner if owner in names else siblings.get(attention, owner)
                 owners.setdefault(owner, []).append(tensor)
         plan.rows = [
             replace(row, tensors=(*row.tensors, *owners[row.name])) if row.name in owners else row for row in plan.rows

@@ -7,8 +7,10 @@ other and the tensors are unambiguous, the tensors win and the plan carries a wa
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fewbits.checkpoint import Checkpoint
 from fewbits.checkpoint.config import Config
@@ -36,6 +38,7 @@ _REFUSED = {
     "meta": ("format-refused", "marlin-24 is a GPU kernel's own layout, which never had a decoder"),
     "scale_packed": ("format-refused", "marlin-24 is a GPU kernel's own layout, which never had a decoder"),
     "bitmask": ("format-refused", "sparse bitmask weights aren't decoded yet"),
+    "weight.bitmask": ("format-refused", "sparse bitmask weights aren't decoded yet"),
 }
 _OPEN = WeightSpec("float", 0)  # of modules whose tensors don't tell
 
@@ -45,7 +48,9 @@ def find_config(checkpoint: Checkpoint) -> Config | None:
     top = checkpoint.config.fallback or checkpoint.config
     for outer in (top, checkpoint.config, *_nested(top)):
         for key in ("quantization_config", "compression_config", "quantization"):
-            block = outer.sub(key) if isinstance(outer.data.get(key), dict) else None
+            # params.json's `quantization` may be anything; under the other keys only an object is one.
+            fits = key != "quantization" or isinstance(outer.data.get(key), dict)
+            block = outer.sub(key) if fits else None
             if block is None:
                 continue
             inner = block.sub("quantization_config") if "quantization_config" in block else None
@@ -113,8 +118,16 @@ class CompressedTensors:
         key = (target, decided_by, module.kind, module.expected, signature)
         known = self._memory.get(key)
         if known is None:
-            known = self._resolve(module, scheme, ignored is not None)
-            known = self._memory[key] = known if known.decided_by else replace(known, decided_by=decided_by)
+            peeked: list[str] = []
+
+            def peek(suffix: str) -> NDArray[Any] | None:
+                peeked.append(suffix)
+                return module.peek(suffix)
+
+            known = self._resolve(replace(module, peek=peek), scheme, ignored is not None)
+            known = known if known.decided_by else replace(known, decided_by=decided_by)
+            if not peeked:  # what the data of this module decided is its own
+                self._memory[key] = known
         return known
 
     def _resolve(self, module: StoredModule, scheme: schemes.Scheme | None, ignored: bool) -> Resolved:
@@ -129,10 +142,13 @@ class CompressedTensors:
         expected = scheme.spec if scheme is not None and not ignored else None
         if dense is not None:
             return self._dense(module, dense, layout, expected)
-        if scheme is not None and scheme.contradiction:
-            return _failed(module, layout.name, ("scheme-contradiction", scheme.contradiction))
+        if "weight_scale" not in tensors:
+            return _incomplete(module)
+        if scheme is not None and scheme.problem is not None and not ignored:
+            return _failed(module, layout.name, scheme.problem)
         if scheme is None or scheme.spec is None:
-            return self._from_tensors(module, layout, "no config group covers it")
+            why = "the config ignores it" if ignored else "no config group covers it"
+            return self._from_tensors(module, layout, why)
         try:
             resolved = self._from_scheme(module, layout, scheme)
         except Mismatch as mismatch:
@@ -168,12 +184,14 @@ class CompressedTensors:
         assert scheme.spec is not None
         tensors = module.tensors
         weight = scheme.spec.weight
-        if "weight_scale" not in tensors:
-            raise Mismatch("weight_scale is missing")
+        notices = []
+        if weight.act_order and "weight_g_idx" not in tensors:
+            # The owner's library leaves such an index at -1, which it reads as plain groups.
+            notices.append(("act-order-absent", "an activation order without weight_g_idx; groups are taken in order"))
         weight = with_scale_dtype(tensors, weight)
         shape = layout.shape(module, weight)
         weight = replace(weight, act_order="weight_g_idx" in tensors)
-        act, notices, error = scheme.spec.act, [], None
+        act, error = scheme.spec.act, None
         needed = _static_suffix(act)
         if needed is not None and needed not in tensors:
             error = ("scale-missing", f"{act} activations need {needed}, which isn't stored")
@@ -181,7 +199,7 @@ class CompressedTensors:
             left = [suffix for suffix in _ACT_SUFFIXES if suffix in tensors]
             if left:
                 notices.append(("act-scale-unused", f"{', '.join(left)} stored, but activations aren't quantized"))
-        if scheme.static_output and "output_scale" in tensors and module.kind != "other":
+        if "output_scale" in tensors:
             notices.append(("output-scale-unused", "a static output scale is stored; outputs stay unquantized"))
         claimed = _present(module, layout.suffixes, _ACT_SUFFIXES, _OUTPUT_SUFFIXES, ("bias",))
         dtype = _module_dtype(module, weight)
@@ -226,6 +244,8 @@ class CompressedTensors:
         if weight.spec.quantized:
             scales.check(weight, module, "weight_scale")
         bias = arrays.get("bias")
+        if bias is not None and not np.isfinite(bias.astype(np.float32)).all():
+            raise CheckpointError("weight-nan", "holds values that are not finite", module=f"{module}.bias")
         act = resolved.spec.act
         static = _static_suffix(act)
         values: dict[str, float] = {}
@@ -233,8 +253,7 @@ class CompressedTensors:
             values[static] = _scalar(module, static, arrays)
         zero = None
         if act is not None and not act.symmetric and not act.dynamic:
-            stored = arrays.get("input_zero_point")
-            zero = int(stored.reshape(-1)[0]) if stored is not None else 0
+            zero = _input_zero_point(module, arrays.get("input_zero_point"))
         global_scale = values.get("input_global_scale")
         return QLinear(
             weight,
@@ -296,6 +315,16 @@ def _scalar(module: str, suffix: str, arrays: Arrays) -> float:
     return float(values[0])
 
 
+def _input_zero_point(module: str, stored: NDArray[Any] | None) -> int:
+    """A signed integer; old writers dropped one that was zero."""
+    if stored is None:
+        return 0
+    if stored.size != 1 or stored.dtype not in (np.int8, np.int32, np.int64) or not -128 <= int(stored.item()) < 128:
+        text = f"one integer of 8 bits is needed, not {stored.dtype} {list(stored.shape)}"
+        raise CheckpointError("code-range", text, module=f"{module}.input_zero_point")
+    return int(stored.item())
+
+
 def _module_dtype(module: StoredModule, weight: WeightSpec) -> str:
     """The dtype a quantized module computes in: that of its scales where these are floats of 16 bits or more."""
     stored = DTYPES[module.tensors["weight_scale"].dtype][1].name
@@ -318,7 +347,7 @@ def _incomplete(module: StoredModule) -> Resolved:
 
 
 def _rough_shape(module: StoredModule) -> tuple[int, int]:
-    for suffix in ("weight", "weight_packed", "compressed"):
+    for suffix in ("weight", "weight_packed", "compressed", "weight.compressed"):
         if suffix in module.tensors:
             shape = module.tensors[suffix].shape
             return (shape[0] if shape else 1, shape[-1] if len(shape) > 1 else 1)

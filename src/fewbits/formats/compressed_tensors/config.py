@@ -15,7 +15,12 @@ from fewbits.spec import WHOLE, ActSpec, QuantSpec, WeightSpec
 
 _FLOATS = {4: (2, 1), 6: (2, 3), 8: (4, 3)}  # bits → (exponent, mantissa); 8 is E4M3FN
 _STRATEGIES = ("tensor", "channel", "group", "block", "token", "tensor_group", "attn_head")
-_ONLINE = ("input", "output", "q_attn", "k_cache")
+_PARTS = ("weights", "input_activations", "output_activations")
+_OFFLINE = ("weight_input", "weight_output")  # transforms that are in the stored weights already
+_STORAGE_FORMATS = frozenset(
+    """dense int-quantized float-quantized naive-quantized pack-quantized nvfp4-pack-quantized mxfp4-pack-quantized
+    mxfp6-pack-quantized mxfp8-quantized mixed-precision fakequant sparse-bitmask sparse-24-bitmask marlin-24""".split()
+)
 E8M0 = "float8_e8m0fnu"
 
 
@@ -71,17 +76,16 @@ class Scheme:
     """One config group. `spec` None: modules of this group aren't quantized (preset UNQUANTIZED or no weights).
 
     The weight's scale_dtype is "" until the stored scale tells it, except where the config fixes E8M0.
-    `storage` is the group's own format or None. `static_output`: a calibrated scale of the output stands in the
-    file. `contradiction`: why the group can't be run, "" where it can.
+    `outputs`: what the group says of the layers' outputs, which stay float but for the KV cache. `problem` (code,
+    text): why the group can't be run.
     """
 
     name: str
     targets: tuple[str, ...]
     spec: QuantSpec | None
-    storage: str | None
     inputs: ActSpec | None = None
-    static_output: bool = False
-    contradiction: str = ""
+    outputs: ActSpec | None = None
+    problem: tuple[str, str] | None = None
 
 
 @dataclass(slots=True)
@@ -91,7 +95,6 @@ class QuantConfig:
     source: str
     config: Config
     version: tuple[int, ...]
-    storage: str | None
     schemes: list[Scheme]
     ignore: list[str]
     kv_cache: ActSpec | None = None
@@ -129,13 +132,13 @@ def _strategy(config: Config) -> tuple[str, int | None]:
     strategy = config.get("strategy", str, inferred).lower()
     if strategy not in _STRATEGIES:
         raise PlanError("scheme-unknown", f"strategy {shorten(strategy)} is not known", source=config.where("strategy"))
-    if strategy in ("group", "tensor_group") and (size is None or size < 0):
-        raise CheckpointError(
-            "scheme-contradiction",
-            f"strategy {strategy} without a group_size",
-            source=config.where("strategy"),
+    grouped = strategy in ("group", "tensor_group")
+    if grouped != (size is not None and size > 0):
+        text = (
+            f"strategy {strategy} with a group_size of {size}" if size else f"strategy {strategy} without a group_size"
         )
-    return strategy, size if strategy in ("group", "tensor_group") else None
+        raise CheckpointError("scheme-contradiction", text, source=config.where("strategy"))
+    return strategy, size if grouped else None
 
 
 def _block_structure(config: Config) -> tuple[int, int]:
@@ -155,7 +158,7 @@ def _block_structure(config: Config) -> tuple[int, int]:
 def _dynamic(config: Config) -> bool | str:
     value = config.data.get("dynamic")
     config.ignore("dynamic")
-    if value in (None, False):
+    if value is None or value is False:
         return False
     if value is True:
         return True
@@ -188,6 +191,9 @@ def weight_spec(config: Config) -> WeightSpec:
         block = blocks[strategy]
     else:
         raise PlanError("scheme-unknown", f"weights with strategy {strategy}", source=config.where("strategy"))
+    if strategy != "block" and "block_structure" in config:
+        text = f"strategy {strategy} with a block_structure"
+        raise CheckpointError("scheme-contradiction", text, source=config.where("block_structure"))
     config.ignore("block_structure")
     if _dynamic(config):
         raise CheckpointError("scheme-contradiction", "weights that are dynamic", source=config.where("dynamic"))
@@ -227,6 +233,9 @@ def act_spec(config: Config) -> ActSpec:
     }
     if strategy not in per:
         raise PlanError("scheme-unknown", f"activations with strategy {strategy}", source=config.where("strategy"))
+    if (dynamic == "local") != (strategy == "tensor_group"):
+        text = f"strategy {strategy} with dynamic {shorten(dynamic)}: local scales go with tensor_group"
+        raise CheckpointError("scheme-contradiction", text, source=config.where("dynamic"))
     if strategy == "group" and not dynamic:
         raise PlanError("scheme-unknown", "static activation scales per group", source=config.where("strategy"))
     exponent, mantissa = _FLOATS[bits] if kind == "float" else (0, 0)
@@ -245,24 +254,6 @@ def act_spec(config: Config) -> ActSpec:
     )
 
 
-def _group_config(config: Config, name: str) -> Config:
-    """A group as an object; a list under a preset's name is that preset with the list as its targets."""
-    groups = config.sub("config_groups")
-    assert groups is not None
-    value = groups.data[name]
-    if isinstance(value, list):
-        if name.upper() not in PRESETS:
-            raise PlanError("scheme-unknown", f"{shorten(name)} is not a preset's name", source=groups.where(name))
-        groups.ignore(name)
-        weights, inputs = PRESETS[name.upper()]
-        value = {"targets": value, "weights": weights, "input_activations": inputs}
-        return Config(value, config.source, f"{groups.path}.{name}")
-    sub = groups.sub(name)
-    if sub is None:
-        raise CheckpointError("config-type", "an empty config group", source=groups.where(name))
-    return sub
-
-
 def _strings(config: Config, key: str) -> list[str]:
     values: list[str] = config.get(key, list, [])
     if not all(isinstance(value, str) for value in values):
@@ -271,34 +262,50 @@ def _strings(config: Config, key: str) -> list[str]:
 
 
 def _scheme(config: Config, name: str) -> Scheme:
-    group = _group_config(config, name)
-    targets = tuple(_strings(group, "targets"))
-    storage = group.get("format", str, None)
-    weights, inputs, outputs = (group.sub(key) for key in ("weights", "input_activations", "output_activations"))
+    """One group. A list under a preset's name is that preset with the list as its targets."""
+    groups = config.sub("config_groups")
+    assert groups is not None
     source = f"config_groups.{name}"
+    preset = groups.data[name]
+    if isinstance(preset, list):
+        targets = tuple(_strings(groups, name))
+        if name.upper() not in PRESETS:
+            return Scheme(source, targets, None, problem=("scheme-unknown", f"{shorten(name)} is not a preset's name"))
+        weights, inputs = PRESETS[name.upper()]
+        data = {"weights": weights, "input_activations": inputs}
+        group: Config | None = Config(data, config.source, f"{groups.path}.{name}")
+    else:
+        group = groups.sub(name)
+        targets = tuple(_strings(group, "targets")) if group is not None else ()
+    if group is None:
+        raise CheckpointError("config-type", "an empty config group", source=groups.where(name))
     try:
-        act = act_spec(inputs) if inputs else None
-        static_output = outputs is not None and not act_spec(outputs).dynamic
-        if weights is None:
-            return Scheme(source, targets, None, storage, act, static_output)
-        weight = weight_spec(weights)
+        return _read_scheme(source, targets, group, config.get("format", str, None))
     except (CheckpointError, PlanError) as error:
         # One bad group must not hide what the others say: modules that it catches are refused with this text.
-        for part in (weights, inputs, outputs):
+        group.ignore(*group.data)
+        for key in _PARTS:
+            part = group.sub(key) if isinstance(group.data.get(key), dict) else None
             if part is not None:
                 part.ignore(*part.data)
-        contradiction = f"{error.what} ({error.source})"
-        return Scheme(source, targets, None, storage, contradiction=contradiction)
-    return Scheme(source, targets, QuantSpec(weight, act), storage, act, static_output, _incompatible(weight, act))
+        return Scheme(source, targets, None, problem=(error.code, f"{error.what} ({error.source})"))
 
 
-def _incompatible(weight: WeightSpec, act: ActSpec | None) -> str:
-    """Pairs of weights and activations that mean nothing together."""
-    nvfp4_weight = weight.global_scale
-    nvfp4_act = act is not None and act.global_scale
-    if act is not None and nvfp4_weight != nvfp4_act:
-        return f"{weight} weights with {act} activations: NVFP4 goes with NVFP4 or with none"
-    return ""
+def _read_scheme(source: str, targets: tuple[str, ...], group: Config, format_of_all: str | None) -> Scheme:
+    weights, inputs, outputs = (group.sub(key) for key in _PARTS)
+    storage = group.get("format", str, format_of_all)
+    if storage is not None and storage not in _STORAGE_FORMATS:
+        where = group.where("format")
+        raise PlanError("format-unknown", f"the storage format {shorten(storage)} isn't read yet", source=where)
+    act = act_spec(inputs) if inputs else None
+    output = act_spec(outputs) if outputs else None
+    if weights is None:
+        return Scheme(source, targets, None, act, output)
+    weight = weight_spec(weights)
+    if act is not None and weight.global_scale != act.global_scale:
+        text = f"{weight} weights with {act} activations: NVFP4 goes with NVFP4 or with none"
+        return Scheme(source, targets, None, problem=("scheme-contradiction", text))
+    return Scheme(source, targets, QuantSpec(weight, act), act, output)
 
 
 def _version(text: str) -> tuple[int, ...]:
@@ -319,44 +326,52 @@ def _transforms(config: Config) -> Iterator[str]:
     transforms.ignore(*transforms.data)
     for name, group in groups.data.items():
         groups.ignore(name)
-        applied = group.get("apply", []) if isinstance(group, dict) else []
-        for entry in applied if isinstance(applied, list) else []:
+        applied = group.get("apply", []) if isinstance(group, dict) else None
+        for entry in applied if isinstance(applied, list) else [None]:
             location = entry.get("location") if isinstance(entry, dict) else None
-            if location in _ONLINE:
-                yield f"{name} at {location}"
+            if location not in _OFFLINE:
+                yield f"{name} at {location if isinstance(location, str) else shorten(location)}"
 
 
 def parse(config: Config) -> QuantConfig:
     """Read the block that `config` points at. Raises CheckpointError where its own shape is wrong."""
     config.ignore("quant_method", "quantization_status", "global_compression_ratio", "sparsity_config")
     config.ignore("moe_sparsity_config", "total_num_heads", "total_num_kv_heads", "packed_modules_mapping")
+    config.get("format", str, None)
     groups = config.sub("config_groups")
     schemes = [_scheme(config, name) for name in groups.data] if groups else []
     parsed = QuantConfig(
         source=f"{config.source}, {config.path}",
         config=config,
         version=_version(config.get("version", str, "")),
-        storage=config.get("format", str, None),
         schemes=schemes,
         ignore=_strings(config, "ignore"),
         online_transforms=list(_transforms(config)),
     )
     kv = config.sub("kv_cache_scheme")
-    attention = [scheme for scheme in schemes if scheme.inputs and _is_attention(scheme)]
     try:
-        if kv is not None:
-            per_head = str(kv.data.get("strategy")).lower() == "attn_head"
-            parsed.kv_cache = act_spec(kv)
-        elif attention:
-            parsed.kv_cache, per_head = attention[0].inputs, False
-        else:
-            return parsed
-        assert parsed.kv_cache is not None
-        if per_head:
-            parsed.kv_cache = replace(parsed.kv_cache, group_size=None)
+        parsed.kv_cache = _without_groups(act_spec(kv)) if kv is not None else _kv_of_groups(schemes)
     except (CheckpointError, PlanError) as error:
         parsed.kv_problem = error.what
     return parsed
+
+
+def _without_groups(act: ActSpec) -> ActSpec:
+    """A cache's scale per head is a group whose size the model knows."""
+    return replace(act, group_size=None)
+
+
+def _kv_of_groups(schemes: list[Scheme]) -> ActSpec | None:
+    """Where there is no kv_cache_scheme: of a group on the attention module (since 0.13), or of a group that gives the
+    outputs of k_proj and v_proj an FP8 scale (up to 0.5).
+    """
+    for scheme in schemes:
+        if scheme.inputs is not None and _is_attention(scheme):
+            return _without_groups(scheme.inputs)
+    for scheme in schemes:
+        if scheme.outputs is not None and scheme.outputs.kind == "float":
+            return scheme.outputs
+    return None
 
 
 def _is_attention(scheme: Scheme) -> bool:

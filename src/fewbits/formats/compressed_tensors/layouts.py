@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from fewbits.checkpoint.files import DTYPES, TensorInfo
 from fewbits.errors import CheckpointError
 from fewbits.formats import packing, scales
+from fewbits.formats.compressed_tensors.config import E8M0
 from fewbits.formats.resolved import Arrays, StoredModule, Warn
 from fewbits.qweight import QWeight, pack_nibbles
 from fewbits.spec import WHOLE, WeightSpec, dense
@@ -59,21 +60,17 @@ def _two(tensors: Tensors, suffix: str) -> tuple[int, int]:
     return shape[0], shape[1]
 
 
-def _stored_scale(tensors: Tensors, spec: WeightSpec) -> str:
-    """The scale's dtype by its header, uint8 being E8M0 where the spec says so."""
-    dtype = tensors["weight_scale"].dtype
-    if dtype == "U8":
-        return "float8_e8m0fnu"
-    return DTYPES[dtype][1].name
-
-
 def with_scale_dtype(tensors: Tensors, spec: WeightSpec) -> WeightSpec:
-    """The spec with the scale's dtype as stored. Raises Mismatch where E8M0 meets other scales."""
-    stored = _stored_scale(tensors, spec)
-    e8m0 = stored == "float8_e8m0fnu"
-    if e8m0 != (spec.scale_dtype == "float8_e8m0fnu"):
-        raise Mismatch(f"weight_scale is {tensors['weight_scale'].dtype}, which doesn't fit {spec}")
-    return replace(spec, scale_dtype=stored)
+    """The spec with the scale's dtype as stored, uint8 being E8M0. Raises Mismatch for what can't be its scale."""
+    dtype = tensors["weight_scale"].dtype
+    if dtype in ("U8", "F8_E8M0"):
+        # Some writers don't say it: floats in groups of 32 with such a scale are MX all the same.
+        fits = spec.scale_dtype == E8M0 or (spec.kind == "float" and spec.block == (1, 32))
+    else:
+        fits = spec.scale_dtype != E8M0 and dtype in (*DENSE_DTYPES, "F8_E4M3")
+    if not fits:
+        raise Mismatch(f"weight_scale is {dtype}, which doesn't fit {spec}")
+    return replace(spec, scale_dtype=E8M0 if dtype == "U8" else DTYPES[dtype][1].name)
 
 
 def _check_scale(tensors: Tensors, spec: WeightSpec, shape: tuple[int, int]) -> None:
@@ -97,10 +94,24 @@ def _columns_of(module: StoredModule, spec: WeightSpec, rows: int, width: int, u
     widths = {packing.words_dense, packing.words_padded} if unit == 32 else set()
     if module.expected and any(count(module.expected[1], spec.bits) == width for count in widths):
         return module.expected[1]
-    stored = module.peek("weight_shape") if "weight_shape" in tensors else None
-    if stored is not None and stored.size >= 2:
-        return int(stored.reshape(-1)[-1])
-    return width * unit // spec.bits
+    return _stored_columns(module) or width * unit // spec.bits
+
+
+def _stored_columns(module: StoredModule) -> int | None:
+    """K by weight_shape, None where it isn't stored or has no data. Raises Mismatch where it is no shape."""
+    _check_weight_shape(module.tensors)
+    stored = module.peek("weight_shape") if "weight_shape" in module.tensors else None
+    if stored is None:
+        return None
+    if not 0 <= stored[-1] < 1 << 40:
+        raise Mismatch(f"weight_shape says {stored.tolist()}")
+    return int(stored[-1])
+
+
+def _check_weight_shape(tensors: Tensors) -> None:
+    info = tensors.get("weight_shape")
+    if info is not None and (info.dtype not in ("I64", "I32") or info.shape not in ((2,), (3,))):
+        raise Mismatch(f"weight_shape is {info.dtype} {list(info.shape)}, not [N, K]")
 
 
 def _check_width(width: int, columns: int, bits: int) -> None:
@@ -115,19 +126,27 @@ def _packed_shape(module: StoredModule, spec: WeightSpec) -> tuple[int, int]:
     if spec.kind == "float":
         raise Mismatch(f"weight_packed is int32, which holds integers, not {spec.number}")
     rows, width = _two(tensors, "weight_packed")
+    _check_weight_shape(tensors)
     shape = (rows, _columns_of(module, spec, rows, width, 32))
     _check_width(width, shape[1], spec.bits)
     _check_scale(tensors, spec, shape)
     _check_zero_point(tensors, spec, shape)
-    if "weight_g_idx" in tensors and tensors["weight_g_idx"].shape != (shape[1],):
-        raise Mismatch(f"weight_g_idx has shape {list(tensors['weight_g_idx'].shape)}, not [{shape[1]}]")
+    _check_g_idx(tensors, shape)
     return shape
+
+
+def _check_g_idx(tensors: Tensors, shape: tuple[int, int]) -> None:
+    info = tensors.get("weight_g_idx")
+    if info is not None and (info.shape != (shape[1],) or info.dtype not in ("I32", "I64")):
+        raise Mismatch(f"weight_g_idx is {info.dtype} {list(info.shape)}, not {shape[1]} integers")
 
 
 def _check_zero_point(tensors: Tensors, spec: WeightSpec, shape: tuple[int, int]) -> None:
     if "weight_zero_point" not in tensors:
         return
     info = tensors["weight_zero_point"]
+    if spec.kind != "float" and info.dtype not in ("I8", "I16", "I32", "I64"):
+        raise Mismatch(f"weight_zero_point is {info.dtype}, not integers")
     rows, columns = spec.blocks_of(shape)
     if info.dtype == "I32" and "weight_packed" in tensors and spec.block[0] == 1:
         heights = {packing.words_dense(rows, spec.bits), packing.words_padded(rows, spec.bits)}
@@ -148,6 +167,7 @@ def _plain_shape(module: StoredModule, spec: WeightSpec) -> tuple[int, int]:
         raise Mismatch(f"weight is {dtype}, which doesn't hold {spec.number}")
     _check_scale(tensors, spec, shape)
     _check_zero_point(tensors, spec, shape)
+    _check_g_idx(tensors, shape)
     return shape
 
 
@@ -160,8 +180,11 @@ def _packed_float_shape(bits: int) -> Callable[[StoredModule, WeightSpec], tuple
         if width * 8 % bits:
             raise Mismatch(f"weight_packed is {width} bytes wide, which is no whole number of {bits}-bit codes")
         _check_scale(module.tensors, spec, shape)
-        if spec.global_scale and "weight_global_scale" not in module.tensors:
+        divisor = module.tensors.get("weight_global_scale")
+        if spec.global_scale and divisor is None:
             raise Mismatch("weight_global_scale is missing")
+        if divisor is not None and (divisor.shape not in ((), (1,)) or divisor.dtype not in DENSE_DTYPES):
+            raise Mismatch(f"weight_global_scale is {divisor.dtype} {list(divisor.shape)}, not one number")
         return shape
 
     return shape_of
@@ -190,14 +213,10 @@ def _packed_says(module: StoredModule, version: Version) -> WeightSpec | None:
     """Bits and block of a packed integer weight that no group explains: they need the unpacked K."""
     tensors = module.tensors
     rows, width = _two(tensors, "weight_packed")
-    stored = module.peek("weight_shape") if "weight_shape" in tensors else None
-    if stored is not None and stored.size >= 2:
-        columns = int(stored.reshape(-1)[-1])
-    elif module.expected:
+    columns = _stored_columns(module)
+    if columns is None and module.expected:
         columns = module.expected[1]
-    else:
-        return None
-    if not 0 < columns < 1 << 40:
+    if not columns:
         return None
     packings = [packing.words_dense] if version >= _DENSE_SINCE else [packing.words_padded]
     if version == (0,):
@@ -229,7 +248,7 @@ def _plain_says(module: StoredModule, version: Version) -> WeightSpec | None:
         return None
     if tensors["weight"].dtype == "F8_E4M3":
         e8m0 = tensors["weight_scale"].dtype == "U8"
-        return WeightSpec("float", 8, block, "float8_e8m0fnu" if e8m0 else "", exponent=4, mantissa=3)
+        return WeightSpec("float", 8, block, E8M0 if e8m0 else "", exponent=4, mantissa=3)
     if tensors["weight"].dtype != "I8":
         return None
     return _integers(tensors, 8, block)
@@ -242,9 +261,9 @@ def _float_says(module: StoredModule, version: Version) -> WeightSpec | None:
     if "weight_global_scale" in tensors:
         return WeightSpec("float", 4, (1, 16), "", exponent=2, mantissa=1, global_scale=True)
     if columns and width == columns * 16:
-        return WeightSpec("float", 4, (1, 32), "float8_e8m0fnu", exponent=2, mantissa=1)
+        return WeightSpec("float", 4, (1, 32), E8M0, exponent=2, mantissa=1)
     if columns and width == columns * 24:
-        return WeightSpec("float", 6, (1, 32), "float8_e8m0fnu", exponent=2, mantissa=3)
+        return WeightSpec("float", 6, (1, 32), E8M0, exponent=2, mantissa=3)
     return None
 
 
@@ -261,7 +280,7 @@ def dense_spec(module: StoredModule, version: Version = (0,)) -> WeightSpec | No
 
 def _scale(arrays: Arrays, spec: WeightSpec, shape: tuple[int, int]) -> Array:
     scale = arrays["weight_scale"]
-    if spec.scale_dtype == "float8_e8m0fnu":
+    if spec.scale_dtype == E8M0:
         scale = scale.view(DTYPES["F8_E8M0"][1])
     return scales.normalise(scale, spec, shape)
 
@@ -326,7 +345,7 @@ def _decode_packed(
 ) -> QWeight:
     words = arrays["weight_packed"]
     stored = arrays.get("weight_shape")
-    if stored is not None and tuple(int(size) for size in stored.reshape(-1)[-2:]) != shape:
+    if stored is not None and tuple(stored.tolist()[-2:]) != shape:
         raise CheckpointError(
             "tensors-disagree",
             f"weight_shape says {stored.reshape(-1).tolist()}, the other tensors {list(shape)}",
@@ -358,6 +377,9 @@ def _decode_plain(
     if spec.kind == "float":
         if (weight.view(np.uint8) & 0x7F == 0x7F).any():
             raise CheckpointError("weight-nan", "holds NaN codes", module=f"{module}.weight")
+        if "weight_zero_point" in arrays and arrays["weight_zero_point"].astype(np.float32).any():
+            text = "is not zero, and float weights have no zero point"
+            raise CheckpointError("tensors-disagree", text, module=f"{module}.weight_zero_point")
         return QWeight(spec, shape, weight.view(np.uint8), _scale(arrays, spec, shape))
     middle = 1 << (spec.bits - 1)
     if spec.bits < 8 and weight.size and (weight.min() < -middle or weight.max() >= middle):

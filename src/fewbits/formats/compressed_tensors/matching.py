@@ -7,6 +7,7 @@ order. Source: compressed_tensors/utils/match.py.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 
 import regex
@@ -15,10 +16,12 @@ from fewbits.errors import CheckpointError
 from fewbits.formats.resolved import ModuleKind
 
 _TIMEOUT = 0.5  # seconds for one pattern on one name; a sane pattern takes microseconds
+_SLOW = 0.005  # seconds of a thread's time for all patterns on one name; what takes longer is added up
+_SLOW_TOGETHER = 1.0
 
 _CLASSES: dict[ModuleKind, tuple[str, ...]] = {
     "linear": ("Linear",),
-    "head": ("Linear", "ParallelLMHead", "LMHead"),
+    "head": ("LMHead", "Linear", "ParallelLMHead"),
     "expert": ("Linear",),
     "router": ("Linear",),
     "embedding": ("Embedding",),
@@ -37,7 +40,11 @@ class Patterns:
         self.hits = dict.fromkeys(sorted(set(patterns)), 0)
         self._source = source
         self._regexes = []
+        self._slow = 0.0
+        began = time.thread_time()
         for pattern in self.hits:
+            if time.thread_time() - began > _SLOW_TOGETHER:
+                raise CheckpointError("pattern-timeout", f"{len(self.hits)} patterns take too long", source=source)
             if pattern.startswith("re:"):
                 try:
                     self._regexes.append((pattern, regex.compile(pattern[3:])))
@@ -47,11 +54,13 @@ class Patterns:
     def match(self, name: str, kind: ModuleKind) -> str | None:
         """The pattern that decides for this module, None where none matches."""
         found = name if name in self.hits and not name.startswith("re:") else None
+        began = time.thread_time()
         for pattern, compiled in self._regexes:
             # Once decided, only patterns that never hit are still tried: to know those that hit nothing.
             if (found is None or self.hits[pattern] == 0) and self._matches(compiled, pattern, name):
                 self.hits[pattern] += 1
                 found = found or pattern
+        self._count_time(time.thread_time() - began, name)
         for class_name in _CLASSES[kind]:
             if class_name in self.hits:
                 self.hits[class_name] += 1
@@ -69,6 +78,14 @@ class Patterns:
                 f"{pattern[:80]!r} takes longer than {_TIMEOUT} s on {name}",
                 source=self._source,
             ) from None
+
+    def _count_time(self, seconds: float, name: str) -> None:
+        """Many patterns that each stay below the limit may still take forever."""
+        if seconds > _SLOW:
+            self._slow += seconds
+            if self._slow > _SLOW_TOGETHER:
+                text = f"its regular expressions took {self._slow:.1f} s by the time of {name}"
+                raise CheckpointError("pattern-timeout", text, source=self._source)
 
     def without_match(self) -> list[str]:
         return [pattern for pattern, count in self.hits.items() if count == 0]
