@@ -1,5 +1,5 @@
-// fewbits._native: attention. Arrays come as addresses, which the caller keeps alive; what can be checked
-// without knowing their sizes is checked here.
+// fewbits._native: attention. Arrays come as addresses, which the caller keeps alive; what can be
+// checked without knowing their sizes is checked here.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/string.h>
 
@@ -36,9 +36,9 @@ void check_shape(int64_t T, int heads, int kv_heads, int D, int page_size) {
   require(kv_heads > 0 && heads > 0 && heads % kv_heads == 0,
           "heads (" + std::to_string(heads) + ") must be a multiple of kv_heads (" +
               std::to_string(kv_heads) + ")");
-  require(D > 0 && D <= fewbits::kMaxHeadDim,
-          "head dimension " + std::to_string(D) + " is not between 1 and " +
-              std::to_string(fewbits::kMaxHeadDim));
+  require(D > 0 && D <= fewbits::kMaxHeadDim, "head dimension " + std::to_string(D) +
+                                                  " is not between 1 and " +
+                                                  std::to_string(fewbits::kMaxHeadDim));
   require(page_size > 0, "the page size must be positive");
 }
 
@@ -48,15 +48,15 @@ void check_scales(CacheKind kind, uintptr_t k_scale, uintptr_t v_scale) {
           "k_scale and v_scale go with an fp8 cache, and with no other");
 }
 
-void rope_and_append(uintptr_t q, uintptr_t k, uintptr_t v, int64_t T, int heads, int kv_heads, int D,
-                     int rotary_dim, bool interleaved, uintptr_t cos, uintptr_t sin, uintptr_t q_norm,
-                     uintptr_t k_norm, float norm_eps, float norm_offset, uintptr_t slots,
-                     uintptr_t k_cache, uintptr_t v_cache, int page_size, const std::string& kind,
-                     uintptr_t k_scale, uintptr_t v_scale) {
+void rope_and_append(uintptr_t q, uintptr_t k, uintptr_t v, int64_t T, int heads, int kv_heads,
+                     int D, int rotary_dim, bool interleaved, uintptr_t cos, uintptr_t sin,
+                     uintptr_t q_norm, uintptr_t k_norm, float norm_eps, float norm_offset,
+                     uintptr_t slots, uintptr_t k_cache, uintptr_t v_cache, int page_size,
+                     const std::string& kind, uintptr_t k_scale, uintptr_t v_scale) {
   check_shape(T, heads, kv_heads, D, page_size);
   require(rotary_dim >= 0 && rotary_dim <= D && rotary_dim % 2 == 0,
-          "rotary_dim (" + std::to_string(rotary_dim) + ") must be even and at most the head dimension (" +
-              std::to_string(D) + ")");
+          "rotary_dim (" + std::to_string(rotary_dim) +
+              ") must be even and at most the head dimension (" + std::to_string(D) + ")");
   fewbits::AppendTokens task;
   task.query = at<float>(q);
   task.key = at<const float>(k);
@@ -87,8 +87,8 @@ void rope_and_append(uintptr_t q, uintptr_t k, uintptr_t v, int64_t T, int heads
 }
 
 void attend(uintptr_t q, uintptr_t out, int64_t T, int heads, int kv_heads, int D,
-            uintptr_t query_start, int sequences, uintptr_t kv_len, uintptr_t block_table, int max_pages,
-            uintptr_t positions, uintptr_t k_cache, uintptr_t v_cache, int page_size,
+            uintptr_t query_start, int sequences, uintptr_t kv_len, uintptr_t block_table,
+            int max_pages, uintptr_t positions, uintptr_t k_cache, uintptr_t v_cache, int page_size,
             const std::string& kind, uintptr_t k_scale, uintptr_t v_scale, float scale, int window,
             uintptr_t sinks, uintptr_t mask) {
   check_shape(T, heads, kv_heads, D, page_size);
@@ -136,15 +136,17 @@ void attend(uintptr_t q, uintptr_t out, int64_t T, int heads, int kv_heads, int 
 void bind_attention(nb::module_& module) {
   using nb::arg;
   const auto unlocked = nb::call_guard<nb::gil_scoped_release>();
-  module.def("rope_and_append", &rope_and_append, arg("q"), arg("k"), arg("v"), arg("T"), arg("heads"),
-             arg("kv_heads"), arg("D"), arg("rotary_dim"), arg("interleaved"), arg("cos"), arg("sin"),
-             arg("q_norm"), arg("k_norm"), arg("norm_eps"), arg("norm_offset"), arg("slots"),
-             arg("k_cache"), arg("v_cache"), arg("page_size"), arg("cache_kind"), arg("k_scale"),
-             arg("v_scale"), unlocked,
-             "Norms and rotates q (in place) and k, and stores k and v in the cache at their slots.");
-  module.def("attend", &attend, arg("q"), arg("out"), arg("T"), arg("heads"), arg("kv_heads"), arg("D"),
-             arg("query_start"), arg("sequences"), arg("kv_len"), arg("block_table"), arg("max_pages"),
-             arg("positions"), arg("k_cache"), arg("v_cache"), arg("page_size"), arg("cache_kind"),
-             arg("k_scale"), arg("v_scale"), arg("scale"), arg("window"), arg("sinks"), arg("mask"),
-             unlocked, "Causal attention of T rows over the paged cache; see native/attention/attention.h.");
+  module.def(
+      "rope_and_append", &rope_and_append, arg("q"), arg("k"), arg("v"), arg("T"), arg("heads"),
+      arg("kv_heads"), arg("D"), arg("rotary_dim"), arg("interleaved"), arg("cos"), arg("sin"),
+      arg("q_norm"), arg("k_norm"), arg("norm_eps"), arg("norm_offset"), arg("slots"),
+      arg("k_cache"), arg("v_cache"), arg("page_size"), arg("cache_kind"), arg("k_scale"),
+      arg("v_scale"), unlocked,
+      "Norms and rotates q (in place) and k, and stores k and v in the cache at their slots.");
+  module.def("attend", &attend, arg("q"), arg("out"), arg("T"), arg("heads"), arg("kv_heads"),
+             arg("D"), arg("query_start"), arg("sequences"), arg("kv_len"), arg("block_table"),
+             arg("max_pages"), arg("positions"), arg("k_cache"), arg("v_cache"), arg("page_size"),
+             arg("cache_kind"), arg("k_scale"), arg("v_scale"), arg("scale"), arg("window"),
+             arg("sinks"), arg("mask"), unlocked,
+             "Causal attention of T rows over the paged cache; see native/attention/attention.h.");
 }

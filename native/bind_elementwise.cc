@@ -59,8 +59,8 @@ class Embedding {
     require(K > 0 && static_cast<int64_t>(codes.shape(1)) == columns,
             "codes have " + std::to_string(codes.shape(1)) + " columns where " +
                 std::to_string(columns) + " are expected");
-    require(scale.has_value() == quantized, quantized ? "integer codes need scales"
-                                                      : "only integer codes have scales");
+    require(scale.has_value() == quantized,
+            quantized ? "integer codes need scales" : "only integer codes have scales");
     require(quantized || !zero, "only integer codes have zero points");
     if (quantized) {
       require(group_size > 0, "the group size must be positive");
@@ -69,7 +69,8 @@ class Embedding {
         return static_cast<int64_t>(array.shape(0)) == rows &&
                static_cast<int64_t>(array.shape(1)) == groups;
       };
-      const std::string shape = " of shape [" + std::to_string(rows) + ", " + std::to_string(groups) + "]";
+      const std::string shape =
+          " of shape [" + std::to_string(rows) + ", " + std::to_string(groups) + "]";
       require(fits(*scale), "the scales must be an array" + shape);
       require(!zero || fits(*zero), "the zero points must be an array" + shape);
     }
@@ -110,15 +111,15 @@ class Embedding {
 void bind_elementwise(nb::module_& module) {
   using nb::arg;
   const auto unlocked = nb::call_guard<nb::gil_scoped_release>();
-  module.def("rms_norm", &rms_norm, arg("x"), arg("weight"), arg("y"), arg("T"), arg("H"), arg("eps"),
-             arg("offset"), unlocked,
+  module.def("rms_norm", &rms_norm, arg("x"), arg("weight"), arg("y"), arg("T"), arg("H"),
+             arg("eps"), arg("offset"), unlocked,
              "y = x / sqrt(mean(x^2) + eps) * (weight + offset) for rows [T, H] of float32.");
   module.def("silu_mul", &silu_mul, arg("gate"), arg("up"), arg("y"), arg("T"), arg("I"), unlocked,
              "y = silu(gate) * up, [T, I] of float32.");
   nb::class_<Embedding>(module, "Embedding",
                         "Rows of an embedding, dequantized to float32 when they are asked for.")
-      .def(nb::init<const std::string&, Codes, int64_t, std::optional<Groups>, std::optional<Groups>,
-                    int64_t>(),
+      .def(nb::init<const std::string&, Codes, int64_t, std::optional<Groups>,
+                    std::optional<Groups>, int64_t>(),
            arg("kind"), arg("codes"), arg("K"), arg("scale").none(), arg("zero").none(),
            arg("group_size"))
       .def("rows", &Embedding::rows, arg("ids"), arg("T"), arg("y"), unlocked,

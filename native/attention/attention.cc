@@ -13,8 +13,8 @@
 namespace fewbits {
 namespace {
 
-// Rows of one kv head that share a reading of the cache: its conversion to f32 is then a small part of
-// the work, and rows, keys and values of a block stay in the second-level cache.
+// Rows of one kv head that share a reading of the cache: its conversion to f32 is then a small part
+// of the work, and rows, keys and values of a block stay in the second-level cache.
 constexpr int kRowsPerItem = 64;
 
 // Below these amounts of work (multiply-adds; channels), waking the pool costs more than it saves.
@@ -40,22 +40,25 @@ template <typename Fn>
 void for_range(int64_t count, bool parallel, Fn& fn) {
   if (parallel) {
     parallel_for(
-        count, [](void* context, int64_t begin, int64_t end) { (*static_cast<Fn*>(context))(begin, end); },
+        count,
+        [](void* context, int64_t begin, int64_t end) { (*static_cast<Fn*>(context))(begin, end); },
         &fn);
   } else if (count > 0) {
     fn(0, count);
   }
 }
 
-// The softmax of some rows over some positions. Contiguous, so that it can be kept between two phases:
-// [rows] maxima, [rows] sums, [rows][stride] weighted values.
+// The softmax of some rows over some positions. Contiguous, so that it can be kept between two
+// phases: [rows] maxima, [rows] sums, [rows][stride] weighted values.
 struct Part {
   float* maximum;
   float* sum;
   float* accumulator;
 
   Part(float* memory, int rows, int stride)
-      : maximum(memory + static_cast<int64_t>(rows) * stride), sum(maximum + rows), accumulator(memory) {}
+      : maximum(memory + static_cast<int64_t>(rows) * stride),
+        sum(maximum + rows),
+        accumulator(memory) {}
 
   static int64_t floats(int rows, int stride) {
     return (static_cast<int64_t>(rows) * (stride + 2) + 15) / 16 * 16;
@@ -83,16 +86,16 @@ struct Part {
   }
 };
 
-// Some query rows of one sequence for one kv head, over the blocks of [begin, end) positions. Its rows are
-// (token, head within the group), token by token.
+// Some query rows of one sequence for one kv head, over the blocks of [begin, end) positions. Its
+// rows are (token, head within the group), token by token.
 struct Item {
   int sequence, kv_head;
   int token_begin, token_end;  // rows of the batch
   int64_t begin, end;          // positions; begin is a multiple of kKeyBlock
 };
 
-// What one row of the batch sees: positions [first, last). In a listed sequence, those from `past` on are
-// the sequence's rows listed[position - past].
+// What one row of the batch sees: positions [first, last). In a listed sequence, those from `past`
+// on are the sequence's rows listed[position - past].
 struct Visible {
   int64_t first, last;
   std::vector<int32_t> listed;
@@ -143,8 +146,8 @@ struct Scratch {
   float *part, *total;
   int32_t *first, *last;
   std::vector<Visible> sees;
-  const void* key_rows[2][kKeyBlock];
-  const void* value_rows[2][kKeyBlock];
+  const void* key_rows[kKeyBlock + kLookAhead];
+  const void* value_rows[kKeyBlock + kLookAhead];
 
   void reserve(int rows, int stride) {
     const int64_t query_floats = static_cast<int64_t>(rows) * stride;
@@ -209,8 +212,8 @@ class Attention {
     }
   }
 
-  // Too few items for the threads (one token and a long context): every chunk becomes one, and the chunks'
-  // parts are merged in their order, as run_item does it.
+  // Too few items for the threads (one token and a long context): every chunk becomes one, and the
+  // chunks' parts are merged in their order, as run_item does it.
   void run_split() {
     std::vector<Item> chunks;
     std::vector<int64_t> first_chunk;
@@ -278,7 +281,8 @@ class Attention {
         for (int t = 0; t < tokens; ++t) run_block(scratch, item, part, t, t + 1, block, block);
       }
       const int64_t next = block + kKeyBlock;
-      if (!part_memory && (next >= item.end || next % kChunk == 0)) total.merge(part, rows, stride_);
+      if (!part_memory && (next >= item.end || next % kChunk == 0))
+        total.merge(part, rows, stride_);
     }
     if (!part_memory) finish(item, total);
   }
@@ -294,14 +298,15 @@ class Attention {
     }
   }
 
-  // The rows of the item's tokens [token_begin, token_end) against one block. Blocks up to `prefetch_end`
-  // are seen alike by all of them.
-  void run_block(Scratch& scratch, const Item& item, const Part& part, int token_begin, int token_end,
-                 int64_t block_begin, int64_t prefetch_end) {
+  // The rows of the item's tokens [token_begin, token_end) against one block. Positions below
+  // `shared_end` are the same entries for all of them.
+  void run_block(Scratch& scratch, const Item& item, const Part& part, int token_begin,
+                 int token_end, int64_t block_begin, int64_t shared_end) {
     int64_t lowest = INT64_MAX, highest = 0;
     for (int t = token_begin; t < token_end; ++t) {
       const Visible& sees = scratch.sees[t];
-      const int first = static_cast<int>(std::clamp<int64_t>(sees.first - block_begin, 0, kKeyBlock));
+      const int first =
+          static_cast<int>(std::clamp<int64_t>(sees.first - block_begin, 0, kKeyBlock));
       const int last = static_cast<int>(std::clamp<int64_t>(sees.last - block_begin, 0, kKeyBlock));
       std::fill_n(scratch.first + t * group_, group_, first);
       std::fill_n(scratch.last + t * group_, group_, last);
@@ -309,20 +314,14 @@ class Attention {
       lowest = std::min(lowest, sees.first);
       highest = std::max(highest, sees.last);
     }
-    const int current = static_cast<int>(block_begin / kKeyBlock % 2);
     const Visible& sees = scratch.sees[token_begin];
+    if (lowest >= block_begin + kKeyBlock || highest <= block_begin) return;
     const int begin = static_cast<int>(std::max<int64_t>(lowest - block_begin, 0));
     const int end = static_cast<int>(std::min<int64_t>(highest - block_begin, kKeyBlock));
-    if (begin >= end) return;
-    fill_pointers(item, sees, block_begin + begin, block_begin + end, scratch.key_rows[current],
-                  scratch.value_rows[current]);
-    const int64_t next_begin = block_begin + kKeyBlock;
-    const int64_t next_end = std::min({highest, prefetch_end, next_begin + kKeyBlock});
-    const bool prefetch = next_begin < next_end;
-    if (prefetch) {
-      fill_pointers(item, sees, next_begin, next_end, scratch.key_rows[1 - current],
-                    scratch.value_rows[1 - current]);
-    }
+    const int64_t look_ahead =
+        std::min({highest, shared_end, block_begin + kKeyBlock + kLookAhead});
+    fill_pointers(scratch, item, sees, block_begin, block_begin + begin,
+                  std::max(block_begin + end, look_ahead));
     AttendBlock task;
     const int64_t row = static_cast<int64_t>(token_begin) * group_;
     task.rows = (token_end - token_begin) * group_;
@@ -330,10 +329,8 @@ class Attention {
     task.stride = stride_;
     task.kind = task_.kind;
     task.query = scratch.query + row * stride_;
-    task.keys = scratch.key_rows[current];
-    task.values = scratch.value_rows[current];
-    task.next_keys = prefetch ? scratch.key_rows[1 - current] : nullptr;
-    task.next_values = prefetch ? scratch.value_rows[1 - current] : nullptr;
+    task.keys = scratch.key_rows;
+    task.values = scratch.value_rows;
     task.begin = begin;
     task.end = end;
     task.first = scratch.first + row;
@@ -347,11 +344,14 @@ class Attention {
     kernels().attend_block(task);
   }
 
-  // Addresses of positions [begin, end) of one block; the others of the block repeat the first.
-  void fill_pointers(const Item& item, const Visible& sees, int64_t begin, int64_t end,
-                     const void** keys, const void** values) const {
-    const int64_t row_bytes = task_.D * element_size(task_.kind), past = past_of(task_, item.sequence);
-    const int32_t* pages = task_.block_table + static_cast<int64_t>(item.sequence) * task_.max_pages;
+  // Addresses of positions [begin, end), the first of which is in the block; before and after them
+  // the first one's is repeated.
+  void fill_pointers(Scratch& scratch, const Item& item, const Visible& sees, int64_t block,
+                     int64_t begin, int64_t end) const {
+    const int64_t row_bytes = task_.D * element_size(task_.kind),
+                  past = past_of(task_, item.sequence);
+    const int32_t* pages =
+        task_.block_table + static_cast<int64_t>(item.sequence) * task_.max_pages;
     const auto offset_of = [&](int64_t entry) {
       const int64_t page = pages[entry / task_.page_size];
       return ((page * task_.kv_heads + item.kv_head) * task_.page_size + entry % task_.page_size) *
@@ -359,7 +359,6 @@ class Attention {
     };
     const char* key_cache = static_cast<const char*>(task_.key_cache);
     const char* value_cache = static_cast<const char*>(task_.value_cache);
-    const int64_t block = begin / kKeyBlock * kKeyBlock;
     for (int64_t position = begin; position < end;) {
       const bool listed = listed_[item.sequence] && position >= past;
       const int64_t entry = listed ? past + sees.listed[position - past] : position;
@@ -371,15 +370,17 @@ class Attention {
       }
       int64_t offset = offset_of(entry);
       for (; run > 0; --run, ++position, offset += row_bytes) {
-        keys[position - block] = key_cache + offset;
-        values[position - block] = value_cache + offset;
+        scratch.key_rows[position - block] = key_cache + offset;
+        scratch.value_rows[position - block] = value_cache + offset;
       }
     }
-    for (int64_t j = 0; j < kKeyBlock; ++j) {
-      if (j >= begin - block && j < end - block) continue;
-      keys[j] = keys[begin - block];
-      values[j] = values[begin - block];
-    }
+    const auto repeat_first = [&](int64_t from, int64_t to) {
+      std::fill(scratch.key_rows + from, scratch.key_rows + to, scratch.key_rows[begin - block]);
+      std::fill(scratch.value_rows + from, scratch.value_rows + to,
+                scratch.value_rows[begin - block]);
+    };
+    repeat_first(0, begin - block);
+    repeat_first(end - block, kKeyBlock + kLookAhead);
   }
 
   void start_total(const Item& item, Part& total) const {
@@ -395,8 +396,7 @@ class Attention {
     const float scale = task_.value_scale ? task_.value_scale[item.kv_head] : 1.0f;
     for (int r = 0; r < rows_of(item); ++r) {
       const int64_t token = item.token_begin + r / group_;
-      float* out =
-          task_.out + (token * task_.heads + item.kv_head * group_ + r % group_) * task_.D;
+      float* out = task_.out + (token * task_.heads + item.kv_head * group_ + r % group_) * task_.D;
       const float* values = total.accumulator + static_cast<int64_t>(r) * stride_;
       // A row that sees nothing has a sum of 0.
       const float factor = total.sum[r] == 0.0f ? 0.0f : scale / total.sum[r];

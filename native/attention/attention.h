@@ -6,21 +6,23 @@
 //     [ kv head 0: row 0 .. row page_size-1 ]  [ kv head 0: ... ]
 //     [ kv head 1: row 0 .. row page_size-1 ]  [ kv head 1: ... ]
 //
-// slot = page * page_size + row. Rows are f32, bf16, f16 or fp8 (e4m3fn; value = code * scale[kv head]).
+// slot = page * page_size + row. Rows are f32, bf16, f16 or fp8 (e4m3fn; value = code * scale[kv
+// head]).
 //
-// Order of accumulation. The entries that a query row sees have logical positions 0, 1, 2, ... (for a
-// row with an ancestor mask its n-th ancestor in the batch follows at once on the older entries, as it
-// would in a batch without siblings). Positions are taken in blocks of kKeyBlock; a block's scores are
-// complete before its values are added:
+// Order of accumulation. The entries that a query row sees have logical positions 0, 1, 2, ... (for
+// a row with an ancestor mask its n-th ancestor in the batch follows at once on the older entries,
+// as it would in a batch without siblings). Positions are taken in blocks of kKeyBlock; a block's
+// scores are complete before its values are added:
 //
 //     position   0 ........ 63 | 64 ...... 127 | ... | 192 ..... 255 | 256 ...
 //                block 0         block 1               block 3
 //                chunk 0: softmax with a running maximum             | chunk 1: starts afresh
 //
-// and the chunks' (maximum, sum, weighted values) are merged in order. Blocks and chunks lie at absolute
-// positions, and a row's fused multiply-adds run over d and over positions one after the other, so the
-// bits of a row depend on nothing but its own entries: not on the rows beside it, on how a prompt was
-// split or on how many threads work. What a row doesn't see is never multiplied by zero: it may be NaN.
+// and the chunks' (maximum, sum, weighted values) are merged in order. Blocks and chunks lie at
+// absolute positions, and a row's fused multiply-adds run over d and over positions one after the
+// other, so the bits of a row depend on nothing but its own entries: not on the rows beside it, on
+// how a prompt was split or on how many threads work. What a row doesn't see is never multiplied by
+// zero: it may be NaN.
 #pragma once
 
 #include <stdint.h>
@@ -30,7 +32,9 @@ namespace fewbits {
 enum class CacheKind : int { f32, bf16, f16, fp8 };
 
 constexpr int kKeyBlock = 64;
-constexpr int kChunk = 256;  // 4 blocks: long enough to make a merge cheap, short enough to share out
+constexpr int kChunk =
+    256;  // 4 blocks: long enough to make a merge cheap, short enough to share out
+constexpr int kLookAhead = 64;  // positions whose rows are prefetched
 constexpr int kMaxHeadDim = 1024;
 
 // Query rows of one kv head against one block of positions; the tiers' unit of work.
@@ -38,25 +42,23 @@ constexpr int kMaxHeadDim = 1024;
 struct AttendBlock {
   int rows, D, stride;
   CacheKind kind;
-  const float* query;        // [rows][stride], multiplied by the softmax and key scales
-  const void* const* keys;   // [kKeyBlock] one row of the cache per position; those outside
-  const void* const* values; // [begin, end) repeat the address of one inside
-  const void* const* next_keys;    // the same for the block after this one, to be prefetched,
-  const void* const* next_values;  // or null
-  int begin, end;            // the positions that some row sees, within the block
-  const int32_t* first;      // [rows] row r sees [first[r], last[r]), within the block; may be empty
+  const float* query;         // [rows][stride], multiplied by the softmax and key scales
+  const void* const* keys;    // [kKeyBlock + kLookAhead] one row of the cache per position; those
+  const void* const* values;  // outside what the rows see repeat an address of one inside
+  int begin, end;             // the positions that some row sees, within the block
+  const int32_t* first;  // [rows] row r sees [first[r], last[r]), within the block; may be empty
   const int32_t* last;
-  float* maximum;      // [rows]          in and out: running maximum,
-  float* sum;          // [rows]          sum of exponentials and
-  float* accumulator;  // [rows][stride]  values weighted by them
+  float* maximum;        // [rows]          in and out: running maximum,
+  float* sum;            // [rows]          sum of exponentials and
+  float* accumulator;    // [rows][stride]  values weighted by them
   float* key_scratch;    // [stride][kKeyBlock]
   float* value_scratch;  // [kKeyBlock][stride]
   float* score_scratch;  // [rows][kKeyBlock]
 };
 
-// New tokens: per-head RMS norm and rotary embedding of q (in place) and k, then k and v rounded to the
-// cache's type (to nearest, ties to even; fp8: x / scale clamped to +-448) and stored at their slots.
-// k and v are left as they are.
+// New tokens: per-head RMS norm and rotary embedding of q (in place) and k, then k and v rounded to
+// the cache's type (to nearest, ties to even; fp8: x / scale clamped to +-448) and stored at their
+// slots. k and v are left as they are.
 struct AppendTokens {
   float* query;        // [T, heads * D]
   const float* key;    // [T, kv_heads * D]
@@ -85,7 +87,7 @@ struct Attend {
   int heads, kv_heads, D;
   int sequences;
   const int32_t* query_start;  // [sequences + 1] rows of the batch
-  const int32_t* kv_len;       // [sequences] entries, those of the batch's rows included (they are last)
+  const int32_t* kv_len;  // [sequences] entries, those of the batch's rows included (they are last)
   const int32_t* block_table;  // [sequences, max_pages]
   int max_pages;
   const int64_t* positions;  // [T]

@@ -16,8 +16,10 @@ constexpr int64_t kPiece = 4096;
 const ElementwiseKernels& kernels() {
   static const ElementwiseKernels chosen = [] {
 #if defined(__x86_64__)
-    if (tier() >= Tier::avx512) return ElementwiseKernels{rms_norm_avx512, silu_mul_avx512, exp_negative_avx512};
-    if (tier() >= Tier::avx2) return ElementwiseKernels{rms_norm_avx2, silu_mul_avx2, exp_negative_avx2};
+    if (tier() >= Tier::avx512)
+      return ElementwiseKernels{rms_norm_avx512, silu_mul_avx512, exp_negative_avx512};
+    if (tier() >= Tier::avx2)
+      return ElementwiseKernels{rms_norm_avx2, silu_mul_avx2, exp_negative_avx2};
 #endif
     return ElementwiseKernels{rms_norm_ref, silu_mul_ref, exp_negative_ref};
   }();

@@ -17,8 +17,8 @@ void silu_mul(const float* gate, const float* up, float* y, int64_t T, int64_t I
 // y = e^x for x <= 0, at most 1.03 ulp off; 0 below -87.
 void exp_negative(const float* x, float* y, int64_t count);
 
-// int4: two codes in a byte, the lower one first. Integer codes are unsigned; without zero points the
-// zero is 8 (int4) or 128 (int8).
+// int4: two codes in a byte, the lower one first. Integer codes are unsigned; without zero points
+// the zero is 8 (int4) or 128 (int8).
 enum class EmbeddingKind : int { int4, int8, bf16, f16, f32 };
 
 struct EmbeddingTable {
@@ -35,8 +35,8 @@ void gather_rows(const EmbeddingTable& table, const int64_t* ids, int64_t T, flo
 
 // The tiers.
 struct ElementwiseKernels {
-  void (*rms_norm)(const float* x, const float* weight, float* y, int64_t rows, int64_t H, float eps,
-                   float offset);
+  void (*rms_norm)(const float* x, const float* weight, float* y, int64_t rows, int64_t H,
+                   float eps, float offset);
   void (*silu_mul)(const float* gate, const float* up, float* y, int64_t count);
   void (*exp_negative)(const float* x, float* y, int64_t count);
 };
@@ -45,12 +45,12 @@ void rms_norm_ref(const float* x, const float* weight, float* y, int64_t rows, i
                   float offset);
 void silu_mul_ref(const float* gate, const float* up, float* y, int64_t count);
 void exp_negative_ref(const float* x, float* y, int64_t count);
-void rms_norm_avx2(const float* x, const float* weight, float* y, int64_t rows, int64_t H, float eps,
-                   float offset);
+void rms_norm_avx2(const float* x, const float* weight, float* y, int64_t rows, int64_t H,
+                   float eps, float offset);
 void silu_mul_avx2(const float* gate, const float* up, float* y, int64_t count);
 void exp_negative_avx2(const float* x, float* y, int64_t count);
-void rms_norm_avx512(const float* x, const float* weight, float* y, int64_t rows, int64_t H, float eps,
-                     float offset);
+void rms_norm_avx512(const float* x, const float* weight, float* y, int64_t rows, int64_t H,
+                     float eps, float offset);
 void silu_mul_avx512(const float* gate, const float* up, float* y, int64_t count);
 void exp_negative_avx512(const float* x, float* y, int64_t count);
 

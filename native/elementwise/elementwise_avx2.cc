@@ -1,11 +1,10 @@
 #include "elementwise/elementwise.h"
-
 #include "elementwise/kernel.h"
 
 namespace fewbits {
 
-void rms_norm_avx2(const float* x, const float* weight, float* y, int64_t rows, int64_t H, float eps,
-                 float offset) {
+void rms_norm_avx2(const float* x, const float* weight, float* y, int64_t rows, int64_t H,
+                   float eps, float offset) {
   rms_norm_rows(x, weight, y, rows, H, eps, offset);
 }
 

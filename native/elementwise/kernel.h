@@ -8,7 +8,8 @@
 namespace fewbits {
 namespace {
 
-// The elements of a row of `count` that are left from i on, as the partial forms of lanes.h want them.
+// The elements of a row of `count` that are left from i on, as the partial forms of lanes.h want
+// them.
 inline int left(int64_t count, int64_t i) {
   return count - i < kLanes ? static_cast<int>(count - i) : kLanes;
 }
@@ -40,7 +41,8 @@ inline void rms_norm_rows(const float* x, const float* weight, float* y, int64_t
   }
 }
 
-// With t = e^-|x|: 1 / (1 + e^-x) is 1 / (1 + t) for x >= 0 and t / (1 + t) below; nothing overflows.
+// With t = e^-|x|: 1 / (1 + e^-x) is 1 / (1 + t) for x >= 0 and t / (1 + t) below; nothing
+// overflows.
 inline void silu_mul_range(const float* gate, const float* up, float* y, int64_t count) {
   for (int64_t i = 0; i < count; i += kLanes) {
     const int part = left(count, i);

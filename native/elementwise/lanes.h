@@ -1,5 +1,6 @@
-// Sixteen float32 lanes: the vocabulary in which attention and elementwise kernels are written once and
-// compiled once per tier, as a zmm register, two ymm registers or four 128-bit vectors of the compiler.
+// Sixteen float32 lanes: the vocabulary in which attention and elementwise kernels are written once
+// and compiled once per tier, as a zmm register, two ymm registers or four 128-bit vectors of the
+// compiler.
 //
 // Per tier: zero broadcast load store add subtract multiply divide multiply_add maximum
 //   minus_magnitude                      -|v|
@@ -8,14 +9,16 @@
 //   sum_lanes maximum_lanes              in a fixed order
 //   swap_pairs                           lanes 1 0 3 2 ...
 //   exp_lanes                            e^x for x <= 0, see below
-//   load_bf16 load_f16 load_fp8 store_bf16 store_f16 store_fp8   16 codes, as numbers.h defines them
-//   transpose_store(rows, out, stride)   out[d * stride + k] = rows[k][d]
+//   load_bf16 load_f16 load_fp8 store_bf16 store_f16 store_fp8   16 codes, as numbers.h defines
+//   them load_bytes                           any 64 bytes, or fewer low_bf16 high_bf16 of 16 pairs
+//   of bf16, those in the low or high halves transpose                            of 16 x 16, in
+//   place
 // Here: the partial forms, for the last elements of a row.
 //
-// The exponential. x = n ln 2 + r with |r| <= ln 2 / 2; e^r = 1 + r + r^2 P(r), P (degree 4) being a
-// minimax fit of the relative error (1.6e-8 with the rounded coefficients below); 2^n goes into the
-// exponent. tests/elementwise_exp.cc measures the largest error over every float of [-87, 0]. Below -87
-// the result is 0, so that no subnormal appears in the kernels; NaN stays NaN.
+// The exponential. x = n ln 2 + r with |r| <= ln 2 / 2; e^r = 1 + r + r^2 P(r), P (degree 4) being
+// a minimax fit of the relative error (1.6e-8 with the rounded coefficients below); 2^n goes into
+// the exponent. tests/elementwise_exp.cc measures the largest error over every float of [-87, 0].
+// Below -87 the result is 0, so that no subnormal appears in the kernels; NaN stays NaN.
 //
 // All is in an anonymous namespace: a tier file that includes this exports nothing of it.
 #pragma once
@@ -23,6 +26,9 @@
 #include <stdint.h>
 
 #include "elementwise/numbers.h"
+
+// The kernels keep arrays of Lanes in registers, which takes that what handles them is inlined.
+#define FEWBITS_INLINE __attribute__((always_inline)) inline
 
 namespace fewbits {
 namespace {

@@ -11,7 +11,8 @@ struct Lanes {
   __m256 low, high;
 };
 
-// Registers for a tile of rows x keys, and of rows x channels: 4 x 1 accumulators of two registers each.
+// Registers for a tile of rows x keys, and of rows x channels: 4 x 1 accumulators of two registers
+// each.
 constexpr int kKeyVectors = 1;
 constexpr int kChannelVectors = 1;
 
@@ -97,8 +98,7 @@ inline __m256 exp_half(__m256 x) {
   const __m256i exponent = _mm256_slli_epi32(_mm256_cvtps_epi32(n), 23);
   const __m256 scaled = _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(p), exponent));
   const __m256 vanished = _mm256_cmp_ps(x, _mm256_set1_ps(kExpLowest), _CMP_LT_OQ);
-  return _mm256_blendv_ps(_mm256_andnot_ps(vanished, scaled), x,
-                          _mm256_cmp_ps(x, x, _CMP_UNORD_Q));
+  return _mm256_blendv_ps(_mm256_andnot_ps(vanished, scaled), x, _mm256_cmp_ps(x, x, _CMP_UNORD_Q));
 }
 
 inline Lanes exp_lanes(Lanes x) { return {exp_half(x.low), exp_half(x.high)}; }
@@ -122,7 +122,8 @@ inline __m256 fp8_from_half(__m128i half) {
   return _mm256_blendv_ps(value, _mm256_set1_ps(__builtin_nanf("")), nan);
 }
 
-// e4m3's seven low bits, put at f16's bits 7 to 13, are the value times 2^-8; the NaN code would be 480.
+// e4m3's seven low bits, put at f16's bits 7 to 13, are the value times 2^-8; the NaN code would be
+// 480.
 inline Lanes load_fp8(const uint8_t* codes) {
   const __m128i packed = _mm_loadu_si128(reinterpret_cast<const __m128i*>(codes));
   const __m256i top = _mm256_slli_epi16(_mm256_cvtepu8_epi16(packed), 8);
@@ -159,10 +160,10 @@ inline void store_f16(uint16_t* codes, Lanes value) {
 }
 
 inline __m256i fp8_codes(__m256 value) {
-  const __m256i sign = _mm256_and_si256(_mm256_srli_epi32(_mm256_castps_si256(value), 24),
-                                        _mm256_set1_epi32(0x80));
-  const __m256 magnitude = _mm256_min_ps(_mm256_andnot_ps(_mm256_set1_ps(-0.0f), value),
-                                         _mm256_set1_ps(kFp8Largest));
+  const __m256i sign =
+      _mm256_and_si256(_mm256_srli_epi32(_mm256_castps_si256(value), 24), _mm256_set1_epi32(0x80));
+  const __m256 magnitude =
+      _mm256_min_ps(_mm256_andnot_ps(_mm256_set1_ps(-0.0f), value), _mm256_set1_ps(kFp8Largest));
   const __m256i bits = _mm256_castps_si256(magnitude);
   const __m256i even = _mm256_and_si256(_mm256_srli_epi32(bits, 20), _mm256_set1_epi32(1));
   const __m256i bias = _mm256_add_epi32(even, _mm256_set1_epi32(0x7ffff - (120 << 23)));
@@ -179,12 +180,28 @@ inline __m256i fp8_codes(__m256 value) {
 
 inline void store_fp8(uint8_t* codes, Lanes value) {
   const __m256i words = narrow(fp8_codes(value.low), fp8_codes(value.high));
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(codes),
-                   _mm_packus_epi16(_mm256_castsi256_si128(words),
-                                    _mm256_extracti128_si256(words, 1)));
+  _mm_storeu_si128(
+      reinterpret_cast<__m128i*>(codes),
+      _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
 }
 
-inline void transpose_store_8x8(const __m256* rows, float* out, int stride) {
+// `bytes` (at most 64) from `source`, zeros after them.
+inline Lanes load_bytes(const void* source, int bytes) {
+  float part[16] = {};
+  __builtin_memcpy(part, source, static_cast<unsigned>(bytes));
+  return load(part);
+}
+
+inline __m256 low_bf16(__m256 pairs) {
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(pairs), 16));
+}
+inline __m256 high_bf16(__m256 pairs) {
+  return _mm256_and_ps(pairs, _mm256_castsi256_ps(_mm256_set1_epi32(-0x10000)));
+}
+inline Lanes low_bf16(Lanes pairs) { return {low_bf16(pairs.low), low_bf16(pairs.high)}; }
+inline Lanes high_bf16(Lanes pairs) { return {high_bf16(pairs.low), high_bf16(pairs.high)}; }
+
+FEWBITS_INLINE void transpose_8x8(__m256* rows) {
   __m256 pairs[8], quads[8];
   for (int i = 0; i < 8; i += 2) {
     pairs[i] = _mm256_unpacklo_ps(rows[i], rows[i + 1]);
@@ -197,18 +214,23 @@ inline void transpose_store_8x8(const __m256* rows, float* out, int stride) {
     quads[i + 3] = _mm256_shuffle_ps(pairs[i + 1], pairs[i + 3], 0xee);
   }
   for (int c = 0; c < 4; ++c) {
-    _mm256_storeu_ps(out + c * stride, _mm256_permute2f128_ps(quads[c], quads[4 + c], 0x20));
-    _mm256_storeu_ps(out + (4 + c) * stride, _mm256_permute2f128_ps(quads[c], quads[4 + c], 0x31));
+    rows[c] = _mm256_permute2f128_ps(quads[c], quads[4 + c], 0x20);
+    rows[4 + c] = _mm256_permute2f128_ps(quads[c], quads[4 + c], 0x31);
   }
 }
 
-inline void transpose_store(const Lanes* rows, float* out, int stride) {
-  __m256 part[8];
-  for (int half = 0; half < 16; half += 8) {
-    for (int i = 0; i < 8; ++i) part[i] = rows[half + i].low;
-    transpose_store_8x8(part, out + half, stride);
-    for (int i = 0; i < 8; ++i) part[i] = rows[half + i].high;
-    transpose_store_8x8(part, out + half + 8 * stride, stride);
+FEWBITS_INLINE void transpose(Lanes* rows) {
+  __m256 quarters[4][8];
+  for (int i = 0; i < 8; ++i) {
+    quarters[0][i] = rows[i].low;
+    quarters[1][i] = rows[8 + i].low;
+    quarters[2][i] = rows[i].high;
+    quarters[3][i] = rows[8 + i].high;
+  }
+  for (int q = 0; q < 4; ++q) transpose_8x8(quarters[q]);
+  for (int i = 0; i < 8; ++i) {
+    rows[i] = {quarters[0][i], quarters[1][i]};
+    rows[8 + i] = {quarters[2][i], quarters[3][i]};
   }
 }
 

@@ -37,14 +37,16 @@ inline Lanes select_range(Lanes value, int begin, int end, Lanes other) {
 }
 
 inline float sum_lanes(Lanes value) {
-  const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(value), _mm512_extractf32x8_ps(value, 1));
+  const __m256 half =
+      _mm256_add_ps(_mm512_castps512_ps256(value), _mm512_extractf32x8_ps(value, 1));
   __m128 quad = _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
   quad = _mm_add_ps(quad, _mm_movehl_ps(quad, quad));
   return _mm_cvtss_f32(_mm_add_ss(quad, _mm_movehdup_ps(quad)));
 }
 
 inline float maximum_lanes(Lanes value) {
-  const __m256 half = _mm256_max_ps(_mm512_castps512_ps256(value), _mm512_extractf32x8_ps(value, 1));
+  const __m256 half =
+      _mm256_max_ps(_mm512_castps512_ps256(value), _mm512_extractf32x8_ps(value, 1));
   __m128 quad = _mm_max_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
   quad = _mm_max_ps(quad, _mm_movehl_ps(quad, quad));
   return _mm_cvtss_f32(_mm_max_ss(quad, _mm_movehdup_ps(quad)));
@@ -78,7 +80,8 @@ inline Lanes load_f16(const uint16_t* codes) {
   return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes)));
 }
 
-// e4m3's seven low bits, put at f16's bits 7 to 13, are the value times 2^-8; the NaN code would be 480.
+// e4m3's seven low bits, put at f16's bits 7 to 13, are the value times 2^-8; the NaN code would be
+// 480.
 inline Lanes load_fp8(const uint8_t* codes) {
   const __m128i packed = _mm_loadu_si128(reinterpret_cast<const __m128i*>(codes));
   const __m256i top = _mm256_slli_epi16(_mm256_cvtepu8_epi16(packed), 8);
@@ -105,8 +108,8 @@ inline void store_f16(uint16_t* codes, Lanes value) {
 }
 
 inline void store_fp8(uint8_t* codes, Lanes value) {
-  const __m512i sign = _mm512_and_si512(_mm512_srli_epi32(_mm512_castps_si512(value), 24),
-                                        _mm512_set1_epi32(0x80));
+  const __m512i sign =
+      _mm512_and_si512(_mm512_srli_epi32(_mm512_castps_si512(value), 24), _mm512_set1_epi32(0x80));
   const __m512 magnitude = _mm512_min_ps(_mm512_abs_ps(value), broadcast(kFp8Largest));
   const __m512i bits = _mm512_castps_si512(magnitude);
   const __m512i even = _mm512_and_si512(_mm512_srli_epi32(bits, 20), _mm512_set1_epi32(1));
@@ -115,21 +118,35 @@ inline void store_fp8(uint8_t* codes, Lanes value) {
   const __m512 shifter = broadcast(0x1p14f);  // adding it rounds to a multiple of 2^-9
   const __m512i small = _mm512_sub_epi32(_mm512_castps_si512(_mm512_add_ps(magnitude, shifter)),
                                          _mm512_castps_si512(shifter));
-  code = _mm512_mask_mov_epi32(
-      code, _mm512_cmp_ps_mask(magnitude, broadcast(0x1p-6f), _CMP_LT_OQ), small);
+  code = _mm512_mask_mov_epi32(code, _mm512_cmp_ps_mask(magnitude, broadcast(0x1p-6f), _CMP_LT_OQ),
+                               small);
   code = _mm512_mask_mov_epi32(code, _mm512_cmp_ps_mask(value, value, _CMP_UNORD_Q),
                                _mm512_set1_epi32(0x7f));
   _mm_storeu_si128(reinterpret_cast<__m128i*>(codes),
                    _mm512_cvtepi32_epi8(_mm512_or_si512(code, sign)));
 }
 
-inline void transpose_store(const Lanes* rows, float* out, int stride) {
+// `bytes` (at most 64) from `source`, zeros after them.
+inline Lanes load_bytes(const void* source, int bytes) {
+  const __mmask64 kept = bytes >= 64 ? ~__mmask64{0} : (__mmask64{1} << bytes) - 1;
+  return _mm512_castsi512_ps(_mm512_maskz_loadu_epi8(kept, source));
+}
+
+inline Lanes low_bf16(Lanes pairs) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(pairs), 16));
+}
+inline Lanes high_bf16(Lanes pairs) {
+  return _mm512_castsi512_ps(
+      _mm512_and_si512(_mm512_castps_si512(pairs), _mm512_set1_epi32(-0x10000)));
+}
+
+FEWBITS_INLINE void transpose(Lanes* rows) {
   __m512 pairs[16], quads[16];
   for (int i = 0; i < 16; i += 2) {
     pairs[i] = _mm512_unpacklo_ps(rows[i], rows[i + 1]);
     pairs[i + 1] = _mm512_unpackhi_ps(rows[i], rows[i + 1]);
   }
-  // quads[4 b + c]: channel c of each 128-bit quarter, rows 4 b to 4 b + 3.
+  // quads[4 b + c]: column c of each 128-bit quarter, rows 4 b to 4 b + 3.
   for (int i = 0; i < 16; i += 4) {
     const __m512d low0 = _mm512_castps_pd(pairs[i]), low1 = _mm512_castps_pd(pairs[i + 2]);
     const __m512d high0 = _mm512_castps_pd(pairs[i + 1]), high1 = _mm512_castps_pd(pairs[i + 3]);
@@ -143,10 +160,10 @@ inline void transpose_store(const Lanes* rows, float* out, int stride) {
     const __m512 odd01 = _mm512_shuffle_f32x4(quads[c], quads[4 + c], 0xdd);
     const __m512 even23 = _mm512_shuffle_f32x4(quads[8 + c], quads[12 + c], 0x88);
     const __m512 odd23 = _mm512_shuffle_f32x4(quads[8 + c], quads[12 + c], 0xdd);
-    _mm512_storeu_ps(out + c * stride, _mm512_shuffle_f32x4(even01, even23, 0x88));
-    _mm512_storeu_ps(out + (4 + c) * stride, _mm512_shuffle_f32x4(odd01, odd23, 0x88));
-    _mm512_storeu_ps(out + (8 + c) * stride, _mm512_shuffle_f32x4(even01, even23, 0xdd));
-    _mm512_storeu_ps(out + (12 + c) * stride, _mm512_shuffle_f32x4(odd01, odd23, 0xdd));
+    rows[c] = _mm512_shuffle_f32x4(even01, even23, 0x88);
+    rows[4 + c] = _mm512_shuffle_f32x4(odd01, odd23, 0x88);
+    rows[8 + c] = _mm512_shuffle_f32x4(even01, even23, 0xdd);
+    rows[12 + c] = _mm512_shuffle_f32x4(odd01, odd23, 0xdd);
   }
 }
 

@@ -1,5 +1,5 @@
-// Lanes (see lanes.h) in plain C++: four of the compiler's 128-bit vectors, which every CPU has or gets
-// emulated.
+// Lanes (see lanes.h) in plain C++: four of the compiler's 128-bit vectors, which every CPU has or
+// gets emulated.
 #pragma once
 
 #include <stdint.h>
@@ -67,7 +67,8 @@ inline Lanes make_lanes(Fn fn) {
 inline float lane_of(const Lanes& value, int lane) { return value.part[lane / 4][lane % 4]; }
 
 inline Lanes maximum(Lanes a, Lanes b) {
-  return make_lanes([&](int i) { return lane_of(a, i) > lane_of(b, i) ? lane_of(a, i) : lane_of(b, i); });
+  return make_lanes(
+      [&](int i) { return lane_of(a, i) > lane_of(b, i) ? lane_of(a, i) : lane_of(b, i); });
 }
 
 inline Lanes minus_magnitude(Lanes value) {
@@ -81,7 +82,8 @@ inline Lanes where_negative(Lanes value, Lanes negative, Lanes other) {
 }
 
 inline Lanes select_range(Lanes value, int begin, int end, Lanes other) {
-  return make_lanes([&](int i) { return i >= begin && i < end ? lane_of(value, i) : lane_of(other, i); });
+  return make_lanes(
+      [&](int i) { return i >= begin && i < end ? lane_of(value, i) : lane_of(other, i); });
 }
 
 inline float sum_lanes(Lanes value) {
@@ -142,10 +144,26 @@ inline void store_fp8(uint8_t* codes, Lanes value) {
   for (int i = 0; i < 16; ++i) codes[i] = to_fp8(lane_of(value, i));
 }
 
-inline void transpose_store(const Lanes* rows, float* out, int stride) {
-  for (int d = 0; d < 16; ++d) {
-    for (int k = 0; k < 16; ++k) out[d * stride + k] = lane_of(rows[k], d);
+// `bytes` (at most 64) from `source`, zeros after them.
+inline Lanes load_bytes(const void* source, int bytes) {
+  float part[16] = {};
+  __builtin_memcpy(part, source, static_cast<unsigned>(bytes));
+  return load(part);
+}
+
+inline Lanes low_bf16(Lanes pairs) {
+  return make_lanes([&](int i) { return float_of(bits_of(lane_of(pairs, i)) << 16); });
+}
+inline Lanes high_bf16(Lanes pairs) {
+  return make_lanes([&](int i) { return float_of(bits_of(lane_of(pairs, i)) & 0xffff0000); });
+}
+
+inline void transpose(Lanes* rows) {
+  float columns[16][16];
+  for (int i = 0; i < 16; ++i) {
+    for (int j = 0; j < 16; ++j) columns[j][i] = lane_of(rows[i], j);
   }
+  for (int i = 0; i < 16; ++i) rows[i] = load(columns[i]);
 }
 
 }  // namespace

@@ -1,5 +1,5 @@
-// The number formats of caches and weights, one value at a time: bf16, f16 and fp8 (e4m3fn) to and from
-// f32. To nearest, ties to even; the vector tiers give the same bits for every input.
+// The number formats of caches and weights, one value at a time: bf16, f16 and fp8 (e4m3fn) to and
+// from f32. To nearest, ties to even; the vector tiers give the same bits for every input.
 //
 // Everything is static: a tier file that includes this exports nothing of it.
 #pragma once

@@ -8,6 +8,7 @@
 namespace fewbits {
 
 constexpr int kLanes = 8;
+constexpr int kLineRows = 16;  // rows of a panel in a cache line
 
 // Weights are read far enough ahead to hide the latency of memory, across the end of a panel into
 // the next.
@@ -36,23 +37,24 @@ FEWBITS_INLINE __m256 decode(__m256i word) {
   }
 }
 
-// One register of weights is decoded and used up before the next, so that the sums of twelve fit
-// beside it.
 template <WeightKind kind, int rows, int tiles, int j = 0>
-FEWBITS_INLINE void multiply_word(__m256i word, int tile, const float* x, int64_t x_stride,
+FEWBITS_INLINE void multiply_word(const __m256i (&words)[tiles], const float* x, int64_t x_stride,
                                   __m256 (&partial)[rows][tiles]) {
-  const __m256 weights = decode<kind, j>(word);
+  __m256 weights[tiles];
+  for (int t = 0; t < tiles; ++t) weights[t] = decode<kind, j>(words[t]);
   for (int m = 0; m < rows; ++m) {
     const __m256 value = _mm256_set1_ps(x[m * x_stride + j]);
-    partial[m][tile] = _mm256_fmadd_ps(weights, value, partial[m][tile]);
+    for (int t = 0; t < tiles; ++t) {
+      partial[m][t] = _mm256_fmadd_ps(weights[t], value, partial[m][t]);
+    }
   }
   if constexpr (j + 1 < codes_per_word(kind)) {
-    multiply_word<kind, rows, tiles, j + 1>(word, tile, x, x_stride, partial);
+    multiply_word<kind, rows, tiles, j + 1>(words, x, x_stride, partial);
   }
 }
 
-// Spans [begin, end) of `rows` rows of x from row m on, and of `tiles` eighths of the panel's rows
-// from `tile` on.
+// The spans [begin, end) times `rows` rows of x, from row m on, for `tiles` eighths of the panel's
+// rows.
 template <WeightKind kind, int rows, int tiles>
 static void multiply(const GemmPanel& p, int64_t begin, int64_t end, int tile, const GemmInput& in,
                      int64_t m, float* totals) {
@@ -67,12 +69,17 @@ static void multiply(const GemmPanel& p, int64_t begin, int64_t end, int tile, c
     }
     for (int32_t kw = span.word_begin; kw < span.word_end; ++kw) {
       const uint32_t* line = p.words + kw * kPanelRows + tile * kLanes;
-      for (int t = 0; t < tiles; ++t) {
-        _mm_prefetch(line + t * kLanes + kPrefetchWords * kPanelRows, _MM_HINT_T0);
-        const __m256i word = _mm256_load_si256(reinterpret_cast<const __m256i*>(line + t * kLanes));
-        multiply_word<kind, rows, tiles>(word, t, x + kw * codes_per_word(kind), in.value_stride,
-                                         partial);
+      // The first tiles fetch for all: a pass over some lines of every four is what the hardware
+      // doesn't foresee.
+      for (int n = 0; tile == 0 && n < kPanelRows; n += kLineRows) {
+        _mm_prefetch(line + n + kPrefetchWords * kPanelRows, _MM_HINT_T0);
       }
+      __m256i words[tiles];
+      for (int t = 0; t < tiles; ++t) {
+        words[t] = _mm256_load_si256(reinterpret_cast<const __m256i*>(line + t * kLanes));
+      }
+      multiply_word<kind, rows, tiles>(words, x + kw * codes_per_word(kind), in.value_stride,
+                                       partial);
     }
     const int64_t offset = span.group * kPanelRows + tile * kLanes;
     for (int t = 0; t < tiles; ++t) {

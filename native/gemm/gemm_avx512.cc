@@ -55,8 +55,7 @@ FEWBITS_INLINE void multiply_word(const __m512i (&words)[kTiles], const float* x
   }
 }
 
-// Spans [begin, end) of `rows` rows of x from row m on, and of `tiles` sixteenths of the panel's
-// rows from `tile` on.
+// The spans [begin, end) times `rows` rows of x, from row m on.
 template <WeightKind kind, int rows>
 static void multiply(const GemmPanel& p, int64_t begin, int64_t end, const GemmInput& in, int64_t m,
                      float* totals) {

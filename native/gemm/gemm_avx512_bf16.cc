@@ -3,8 +3,9 @@
 //
 // A prepared row keeps two values of x in the bits of each float:
 //   int8, bf16   (x0, x1) (x2, x3) ...
-//   int4         (x0, x4) (x1, x5) (x2, x6) (x3, x7) (x8, x12) ...      as (word >> 4j) &
-//   0x000f000f pairs the codes
+//   int4         (x0, x4) (x1, x5) (x2, x6) (x3, x7) (x8, x12) ...
+// A mask of 0x000f000f takes codes 0 and 4 of an int4 word, and after shifts by four bits the pairs
+// that follow.
 #include <immintrin.h>
 
 #include "gemm/kernel.h"
@@ -20,7 +21,11 @@ constexpr int kTiles = kPanelRows / kLanes;
 // the next.
 constexpr int kPrefetchWords = 16;
 
-// Both decoders of int4 leave this in the codes (128 from the bit trick, 8 from offset-binary).
+// From this many rows on, codes are decoded into memory once instead of into registers for every
+// six rows.
+constexpr int64_t kDecodeOnceRows = 24;
+
+// What the decoder of int4 leaves in a code: 128 from the bit trick, 8 from offset-binary.
 constexpr float kInt4Offset = 136;
 
 constexpr int kAndOr = 0xea;  // truth table of (a & b) | c
@@ -67,29 +72,42 @@ FEWBITS_INLINE void multiply_word(const __m512i (&words)[kTiles], const float* x
   }
 }
 
-// Spans [begin, end) of `rows` rows of x from row m on, and of `tiles` sixteenths of the panel's
-// rows from `tile` on.
-template <WeightKind kind, int rows>
-static void multiply(const GemmPanel& p, int64_t begin, int64_t end, const GemmInput& in, int64_t m,
+// A block of spans as a kernel passes it over the rows. Its words are those of the weight, or,
+// where `kind` is stored as bf16, pairs of codes that were decoded before.
+struct Block {
+  int64_t span_begin;
+  int64_t span_end;
+  const uint32_t* words;  // from the first word of the first span
+};
+
+// The spans of a block times `rows` rows of x, from row m on.
+template <WeightKind kind, WeightKind stored, int rows>
+static void multiply(const GemmPanel& p, const Block& block, const GemmInput& in, int64_t m,
                      float* totals) {
-  const float* x = in.values + m * in.value_stride;
+  constexpr int kStoredPairs = codes_per_word(stored) / 2;
+  constexpr int kStoredWords = codes_per_word(kind) / codes_per_word(stored);
+  const int32_t block_begin = p.list.spans[block.span_begin].word_begin;
+  const float* x =
+      in.values + m * in.value_stride + block_begin * int64_t{kStoredWords * kStoredPairs};
   const float* sums = in.sums + m * in.sum_stride;
   totals += m * kPanelRows;
-  for (int64_t s = begin; s < end; ++s) {
+  for (int64_t s = block.span_begin; s < block.span_end; ++s) {
     const Span span = p.list.spans[s];
     __m512 partial[rows][kTiles];
     for (int i = 0; i < rows; ++i) {
       for (int t = 0; t < kTiles; ++t) partial[i][t] = _mm512_setzero_ps();
     }
-    for (int32_t kw = span.word_begin; kw < span.word_end; ++kw) {
-      const uint32_t* line = p.words + kw * kPanelRows;
+    const int64_t end = int64_t{span.word_end - block_begin} * kStoredWords;
+    for (int64_t i = int64_t{span.word_begin - block_begin} * kStoredWords; i < end; ++i) {
+      const uint32_t* line = block.words + i * kPanelRows;
       __m512i words[kTiles];
       for (int t = 0; t < kTiles; ++t) {
         words[t] = _mm512_load_si512(line + t * kLanes);
-        _mm_prefetch(line + t * kLanes + kPrefetchWords * kPanelRows, _MM_HINT_T0);
+        if (stored == kind) {
+          _mm_prefetch(line + t * kLanes + kPrefetchWords * kPanelRows, _MM_HINT_T0);
+        }
       }
-      multiply_word<kind, rows>(words, x + kw * (codes_per_word(kind) / 2), in.value_stride,
-                                partial);
+      multiply_word<stored, rows>(words, x + i * kStoredPairs, in.value_stride, partial);
     }
     const int64_t group = span.group * kPanelRows;
     for (int t = 0; t < kTiles; ++t) {
@@ -110,26 +128,53 @@ static void multiply(const GemmPanel& p, int64_t begin, int64_t end, const GemmI
   }
 }
 
+// Six rows by four tiles are as many sums as the registers hold.
+template <WeightKind kind, WeightKind stored>
+static void multiply_rows(const GemmPanel& p, const Block& block, const GemmInput& in, int64_t rows,
+                          float* totals) {
+  for (int64_t m = 0; m < rows;) {
+    const int64_t left = rows - m;
+    if (left > 8 || left == 6 || left == 5) {
+      multiply<kind, stored, 6>(p, block, in, m, totals);
+      m += 6;
+    } else if (left > 2) {
+      multiply<kind, stored, 4>(p, block, in, m, totals);
+      m += 4;
+    } else if (left > 1) {
+      multiply<kind, stored, 2>(p, block, in, m, totals);
+      m += 2;
+    } else {
+      multiply<kind, stored, 1>(p, block, in, m, totals);
+      m += 1;
+    }
+  }
+}
+
+template <WeightKind kind, int pair = 0>
+FEWBITS_INLINE void decode_word(__m512i word, uint32_t* pairs) {
+  _mm512_store_si512(pairs + pair * kPanelRows, decode<kind, pair>(word));
+  if constexpr (pair + 1 < codes_per_word(kind) / 2) decode_word<kind, pair + 1>(word, pairs);
+}
+
 template <WeightKind kind>
 static void panel(const GemmPanel& p, const GemmInput& in, int64_t rows, float* totals) {
+  constexpr int kPairs = codes_per_word(kind) / 2;
   for (int64_t begin = 0; begin < p.list.count;) {
     const int64_t end = span_block_end(p.list, begin);
-    // Six rows by four tiles are as many sums as the registers hold.
-    for (int64_t m = 0; m < rows;) {
-      const int64_t left = rows - m;
-      if (left > 8 || left == 6 || left == 5) {
-        multiply<kind, 6>(p, begin, end, in, m, totals);
-        m += 6;
-      } else if (left > 2) {
-        multiply<kind, 4>(p, begin, end, in, m, totals);
-        m += 4;
-      } else if (left > 1) {
-        multiply<kind, 2>(p, begin, end, in, m, totals);
-        m += 2;
-      } else {
-        multiply<kind, 1>(p, begin, end, in, m, totals);
-        m += 1;
+    const int64_t word_begin = p.list.spans[begin].word_begin;
+    const uint32_t* words = p.words + word_begin * kPanelRows;
+    if constexpr (kind != WeightKind::int8) {
+      multiply_rows<kind, kind>(p, {begin, end, words}, in, rows, totals);
+    } else if (rows < kDecodeOnceRows) {
+      multiply_rows<kind, kind>(p, {begin, end, words}, in, rows, totals);
+    } else {
+      alignas(64) uint32_t pairs[kSpanCodes / 2 * kPanelRows];
+      const int64_t count = p.list.spans[end - 1].word_end - word_begin;
+      for (int64_t i = 0; i < count * kPanelRows; i += kLanes) {
+        const int64_t kw = i / kPanelRows, lane = i % kPanelRows;
+        decode_word<kind>(_mm512_load_si512(words + i), pairs + kw * kPairs * kPanelRows + lane);
       }
+      multiply_rows<kind, WeightKind::bf16>(p, {begin, end, pairs}, in, rows, totals);
     }
     begin = end;
   }

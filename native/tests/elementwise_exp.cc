@@ -1,5 +1,5 @@
-// The largest error of each tier's exponential, over every 13th float of [-87, 0] (every one when the
-// program is given an argument, which takes a minute).
+// The largest error of each tier's exponential, over every 13th float of [-87, 0] (every one when
+// the program is given an argument, which takes a minute).
 #include <math.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -16,7 +16,8 @@ namespace {
 constexpr uint32_t kFirst = 0x80000000;  // -0
 constexpr uint32_t kLast = 0xc2ae0000;   // -87
 constexpr uint32_t kPiece = 1 << 16;
-constexpr double kBound = 1.05;  // ulp; over every float, 1.022 was found in ref and 0.998 in the others
+constexpr double kBound =
+    1.05;  // ulp; over every float, 1.022 was found in ref and 0.998 in the others
 
 using Exponential = void (*)(const float*, float*, int64_t);
 

@@ -27,7 +27,7 @@
 namespace fewbits {
 namespace {
 
-constexpr int kRepeats = 15;
+constexpr int kRepeats = 25;
 
 double now() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
@@ -44,66 +44,74 @@ double best_time(Work work) {
   return best;
 }
 
-// Multiply-accumulates per call of the loops below; each keeps 24 independent sums in registers.
+// Steps of the loops below, each of which keeps twelve independent sums in registers: an array of
+// sums in a loop may live in memory, and then shows half of the peak.
 constexpr int64_t kPeakSteps = 200000;
+[[maybe_unused]] constexpr int kPeakSums = 12;
 
 #if defined(__x86_64__)
-#define FEWBITS_REPEAT_24(x)                                                                  \
-  x(0) x(1) x(2) x(3) x(4) x(5) x(6) x(7) x(8) x(9) x(10) x(11) x(12) x(13) x(14) x(15) x(16) \
-      x(17) x(18) x(19) x(20) x(21) x(22) x(23)
+#define FEWBITS_TWELVE(x) x(0) x(1) x(2) x(3) x(4) x(5) x(6) x(7) x(8) x(9) x(10) x(11)
+#define FEWBITS_SUM(i) auto sum##i = a;
 
-__attribute__((target("avx512f"))) void peak_f32(float* out) {
-#define FEWBITS_ZERO(i) __m512 sum##i = _mm512_set1_ps(out[i]);
-#define FEWBITS_STEP(i) asm volatile("vfmadd231ps %1, %2, %0" : "+v"(sum##i) : "v"(a), "v"(b));
-#define FEWBITS_STORE(i) out[i] = _mm512_cvtss_f32(sum##i);
-  FEWBITS_REPEAT_24(FEWBITS_ZERO)
-  const __m512 a = _mm512_set1_ps(0.5f), b = _mm512_set1_ps(0.25f);
+__attribute__((target("avx2,fma"))) void peak_f32_avx2() {
+  const __m256 a = _mm256_set1_ps(0.5f);
+  FEWBITS_TWELVE(FEWBITS_SUM)
+#define FEWBITS_STEP(i) asm volatile("vfmadd231ps %1, %1, %0" : "+x"(sum##i) : "x"(a));
   for (int64_t step = 0; step < kPeakSteps; ++step) {
-    FEWBITS_REPEAT_24(FEWBITS_STEP)
+    FEWBITS_TWELVE(FEWBITS_STEP)
   }
-  FEWBITS_REPEAT_24(FEWBITS_STORE)
 #undef FEWBITS_STEP
 }
 
-__attribute__((target("avx512f,avx512bf16"))) void peak_bf16(float* out) {
-#define FEWBITS_STEP(i) asm volatile("vdpbf16ps %1, %2, %0" : "+v"(sum##i) : "v"(a), "v"(b));
-  FEWBITS_REPEAT_24(FEWBITS_ZERO)
-  const __m512 a = _mm512_set1_ps(0.5f), b = _mm512_set1_ps(0.25f);
+__attribute__((target("avx512f"))) void peak_f32_avx512() {
+  const __m512 a = _mm512_set1_ps(0.5f);
+  FEWBITS_TWELVE(FEWBITS_SUM)
+#define FEWBITS_STEP(i) asm volatile("vfmadd231ps %1, %1, %0" : "+v"(sum##i) : "v"(a));
   for (int64_t step = 0; step < kPeakSteps; ++step) {
-    FEWBITS_REPEAT_24(FEWBITS_STEP)
+    FEWBITS_TWELVE(FEWBITS_STEP)
   }
-  FEWBITS_REPEAT_24(FEWBITS_STORE)
+#undef FEWBITS_STEP
+}
+
+__attribute__((target("avx512f,avx512bf16"))) void peak_bf16() {
+  const __m512 a = _mm512_set1_ps(0.5f);
+  FEWBITS_TWELVE(FEWBITS_SUM)
+#define FEWBITS_STEP(i) asm volatile("vdpbf16ps %1, %1, %0" : "+v"(sum##i) : "v"(a));
+  for (int64_t step = 0; step < kPeakSteps; ++step) {
+    FEWBITS_TWELVE(FEWBITS_STEP)
+  }
+#undef FEWBITS_STEP
 }
 #endif
 
-// Multiply-accumulates per second of all threads, 0 where not measured.
-double peak_rate(int threads, bool bf16) {
+// Multiply-accumulates per second of all threads; 0 where the tier in use has no such instruction.
+double peak_rate(int threads, [[maybe_unused]] bool bf16) {
+  void (*loop)() = nullptr;
+  int64_t per_step = 0;
 #if defined(__x86_64__)
-  if (tier() < (bf16 ? Tier::avx512_bf16 : Tier::avx512)) return 0;
-  struct Job {
-    bool bf16;
-  } job{bf16};
+  if (bf16 && tier() >= Tier::avx512_bf16) {
+    loop = peak_bf16, per_step = kPeakSums * 32;
+  } else if (!bf16 && tier() >= Tier::avx512) {
+    loop = peak_f32_avx512, per_step = kPeakSums * 16;
+  } else if (!bf16 && tier() >= Tier::avx2) {
+    loop = peak_f32_avx2, per_step = kPeakSums * 8;
+  }
+#endif
+  if (!loop) return 0;
   const double seconds = best_time([&] {
     parallel_for(
         threads,
         [](void* context, int64_t begin, int64_t end) {
-          float out[24] = {};
-          for (; begin < end; ++begin) {
-            static_cast<Job*>(context)->bf16 ? peak_bf16(out) : peak_f32(out);
-          }
+          for (; begin < end; ++begin) (*static_cast<void (**)()>(context))();
         },
-        &job);
+        &loop);
   });
-  return threads * double{kPeakSteps} * 24 * 16 * (bf16 ? 2 : 1) / seconds;
-#else
-  (void)threads, (void)bf16;
-  return 0;
-#endif
+  return static_cast<double>(threads * kPeakSteps * per_step) / seconds;
 }
 
 double read_rate() {
   constexpr int64_t kBlock = 1 << 20;
-  constexpr int64_t kBlocks = 256;
+  constexpr int64_t kBlocks = 128;  // more than the caches hold
   const Buffer memory(kBlock * kBlocks);
   struct Job {
     const uint64_t* words;
@@ -118,6 +126,7 @@ double read_rate() {
             const uint64_t* words = j.words + begin * (kBlock / 8);
             uint64_t sum[8] = {};
             for (int64_t i = 0; i < kBlock / 8; i += 8) {
+              __builtin_prefetch(words + i + 512);
               for (int lane = 0; lane < 8; ++lane) sum[lane] += words[i + lane];
             }
             for (int lane = 1; lane < 8; ++lane) sum[0] += sum[lane];
@@ -153,11 +162,11 @@ void measure(const char* label, WeightKind kind, int64_t N, int64_t K, double re
     bytes = weight->nbytes();
     products.push_back(Gemm({weight}, {{}}));
   }
+  size_t next = 0;
   for (const int64_t M : {1, 2, 4, 8, 16, 64, 512}) {
     const std::vector<float> x(M * K, 0.5f);
     std::vector<float> y(M * N);
     float* out = y.data();
-    size_t next = 0;
     const double seconds =
         best_time([&] { products[next++ % products.size()].run(x.data(), M, &out, false); });
     const double limit = std::max(bytes / read, peak > 0 ? M * N * K / peak : 0);

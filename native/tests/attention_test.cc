@@ -1,0 +1,228 @@
+// Attention against its definition in double, and the bits of a row in different batches, splits
+// and numbers of threads. Slots that hold nothing are NaN.
+#include "attention/attention.h"
+
+#include <math.h>
+#include <string.h>
+
+#include <limits>
+#include <vector>
+
+#include "check.h"
+#include "elementwise/numbers.h"
+#include "threads.h"
+
+namespace fewbits {
+namespace {
+
+constexpr int kPageSize = 5;
+constexpr float kScale = 0.2f;
+
+struct Shape {
+  CacheKind kind;
+  int heads, kv_heads, D;
+  bool interleaved;
+};
+
+const Shape kShapes[] = {
+    {CacheKind::f32, 4, 2, 16, false}, {CacheKind::bf16, 8, 2, 64, true},
+    {CacheKind::bf16, 5, 1, 41, true}, {CacheKind::f16, 6, 1, 80, false},
+    {CacheKind::fp8, 3, 3, 24, false}, {CacheKind::fp8, 9, 1, 33, true},
+};
+
+int64_t element_size(CacheKind kind) {
+  return kind == CacheKind::f32 ? 4 : kind == CacheKind::fp8 ? 1 : 2;
+}
+
+float rounded(CacheKind kind, float value, float scale) {
+  switch (kind) {
+    case CacheKind::f32:
+      return value;
+    case CacheKind::bf16:
+      return from_bf16(to_bf16(value));
+    case CacheKind::f16:
+      return from_f16(to_f16(value));
+    case CacheKind::fp8:
+      return from_fp8(to_fp8(value / scale)) * scale;
+  }
+  return 0;
+}
+
+// One sequence, appended by rope_and_append without rotation, and its queries.
+class Sequence {
+ public:
+  Sequence(const Shape& shape, int length, uint32_t seed) : shape_(shape), length_(length) {
+    Random random(seed);
+    const int pages = (length + kPageSize - 1) / kPageSize;
+    for (int p = 0; p < pages; ++p) table_.push_back((p * 7 + 3) % pages);
+    if (pages % 7 == 0) {
+      for (int p = 0; p < pages; ++p) table_[p] = pages - 1 - p;
+    }
+    const size_t bytes =
+        size_t(pages) * shape.kv_heads * kPageSize * shape.D * element_size(shape.kind);
+    keys_.assign(bytes, 0xff);  // a NaN in every kind
+    values_.assign(bytes, 0xff);
+    scale_.assign(shape.kv_heads, 0.03f);
+    const int width = shape.kv_heads * shape.D;
+    for (int i = 0; i < length * width; ++i) {
+      k_.push_back(random.normal());
+      v_.push_back(random.normal());
+    }
+    for (int i = 0; i < length * shape.heads * shape.D; ++i) q_.push_back(random.normal());
+    append();
+  }
+
+  std::vector<float> run(int begin, int end, int window) const {
+    std::vector<float> out(size_t(end - begin) * shape_.heads * shape_.D);
+    const int32_t query_start[] = {0, end - begin}, kv_len[] = {end};
+    std::vector<int64_t> positions;
+    for (int t = begin; t < end; ++t) positions.push_back(t);
+    Attend task{};
+    task.query = q_.data() + size_t(begin) * shape_.heads * shape_.D;
+    task.out = out.data();
+    task.T = end - begin;
+    task.heads = shape_.heads;
+    task.kv_heads = shape_.kv_heads;
+    task.D = shape_.D;
+    task.sequences = 1;
+    task.query_start = query_start;
+    task.kv_len = kv_len;
+    task.block_table = table_.data();
+    task.max_pages = static_cast<int>(table_.size());
+    task.positions = positions.data();
+    task.key_cache = keys_.data();
+    task.value_cache = values_.data();
+    task.page_size = kPageSize;
+    task.kind = shape_.kind;
+    task.key_scale = task.value_scale = scales();
+    task.scale = kScale;
+    task.window = window;
+    attend(task);
+    return out;
+  }
+
+  // The largest error of the rows over what float32 may be off.
+  double check(const std::vector<float>& out, int begin, int end, int window) const {
+    const int group = shape_.heads / shape_.kv_heads, D = shape_.D;
+    double worst = 0;
+    for (int t = begin; t < end; ++t) {
+      for (int h = 0; h < shape_.heads; ++h) {
+        const float* q = q_.data() + (size_t(t) * shape_.heads + h) * D;
+        const int first = window && t - window + 1 > 0 ? t - window + 1 : 0;
+        std::vector<double> scores;
+        double largest = -INFINITY, magnitude = 0, sum = 0;
+        for (int j = first; j <= t; ++j) {
+          double score = 0, size = 0;
+          for (int d = 0; d < D; ++d) {
+            const double product = double(q[d]) * stored(k_, j, h / group, d) * kScale;
+            score += product;
+            size += fabs(product);
+          }
+          scores.push_back(score);
+          largest = fmax(largest, score);
+          magnitude = fmax(magnitude, size);
+        }
+        for (double& score : scores) sum += score = exp(score - largest);
+        constexpr double kEps = 0x1p-24;
+        const double relative = (2 * (D + 3) * magnitude + 2 * kChunk + 32) * kEps;
+        for (int d = 0; d < D; ++d) {
+          double expected = 0, size = 0;
+          for (int j = first; j <= t; ++j) {
+            const double part = scores[j - first] / sum * stored(v_, j, h / group, d);
+            expected += part;
+            size += fabs(part);
+          }
+          const float found = out[(size_t(t - begin) * shape_.heads + h) * D + d];
+          const double error = fabs(found - expected) / (size * relative);
+          if (!(error <= worst)) worst = error;
+        }
+      }
+    }
+    return worst;
+  }
+
+ private:
+  const float* scales() const { return shape_.kind == CacheKind::fp8 ? scale_.data() : nullptr; }
+
+  double stored(const std::vector<float>& x, int j, int kv_head, int d) const {
+    return rounded(shape_.kind, x[(size_t(j) * shape_.kv_heads + kv_head) * shape_.D + d],
+                   scale_[kv_head]);
+  }
+
+  void append() {
+    std::vector<int64_t> slots;
+    for (int j = 0; j < length_; ++j) {
+      slots.push_back(int64_t{table_[j / kPageSize]} * kPageSize + j % kPageSize);
+    }
+    const int half = shape_.D / 4;  // the first half of the channels is rotated, by nothing
+    const std::vector<float> cos(size_t(length_) * half, 1.0f), sin(size_t(length_) * half, 0.0f);
+    AppendTokens task{};
+    task.query = q_.data();
+    task.key = k_.data();
+    task.value = v_.data();
+    task.heads = shape_.heads;
+    task.kv_heads = shape_.kv_heads;
+    task.D = shape_.D;
+    task.rotary_dim = 2 * half;
+    task.interleaved = shape_.interleaved;
+    task.cos = cos.data();
+    task.sin = sin.data();
+    task.slots = slots.data();
+    task.key_cache = keys_.data();
+    task.value_cache = values_.data();
+    task.page_size = kPageSize;
+    task.kind = shape_.kind;
+    task.key_scale = task.value_scale = scales();
+    const std::vector<float> before = q_;
+    rope_and_append(task, length_);
+    CHECK(memcmp(before.data(), q_.data(), q_.size() * sizeof(float)) == 0,
+          "a rotation by nothing changed a query");
+  }
+
+  Shape shape_;
+  int length_;
+  std::vector<int32_t> table_;
+  std::vector<uint8_t> keys_, values_;
+  std::vector<float> scale_, q_, k_, v_;
+};
+
+void test_shape(const Shape& shape, int length, int window) {
+  const Sequence sequence(shape, length, static_cast<uint32_t>(length + window));
+  const size_t row = size_t(shape.heads) * shape.D;
+  set_thread_count(1);
+  const std::vector<float> whole = sequence.run(0, length, window);
+  const double error = sequence.check(whole, 0, length, window);
+  CHECK(error <= 1, "%.3g of the bound, D %d, length %d, window %d", error, shape.D, length,
+        window);
+  const auto same = [&](int begin, int end, int threads) {
+    set_thread_count(threads);
+    const std::vector<float> part = sequence.run(begin, end, window);
+    CHECK(memcmp(part.data(), whole.data() + begin * row, part.size() * sizeof(float)) == 0,
+          "rows %d to %d of %d with %d threads, D %d, window %d", begin, end, length, threads,
+          shape.D, window);
+  };
+  for (int threads = 1; threads <= 4; ++threads) {
+    same(0, length, threads);
+    same(length - 1, length, threads);  // many threads share out one row's chunks
+    for (int begin = 0; begin < length; begin += 37) {
+      same(begin, begin + 37 < length ? begin + 37 : length, threads);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace fewbits
+
+int main() {
+  using namespace fewbits;
+  skip_unsupported_tier();
+  for (const Shape& shape : kShapes) {
+    for (const int length : {1, 16, 65, 300}) {
+      test_shape(shape, length, 0);
+      test_shape(shape, length, 50);
+    }
+  }
+  // Long enough for one row's chunks to be shared out.
+  test_shape({CacheKind::bf16, 16, 1, 64, false}, 700, 0);
+  printf("%s: attention agrees\n", name(tier()));
+}
