@@ -98,8 +98,7 @@ MISTRAL = BaseModel("mistral", COMMON | {"sliding_window": 8, "rope_theta": 1000
 # use_sliding_window false: the window in the published file must not be used.
 QWEN2 = BaseModel(
     "qwen2",
-    COMMON
-    | {"rope_theta": 1000000.0, "rms_norm_eps": 1e-6, "sliding_window": 8, "use_sliding_window": False},
+    COMMON | {"rope_theta": 1000000.0, "rms_norm_eps": 1e-6, "sliding_window": 8, "use_sliding_window": False},
     older_config=True,
 )
 QWEN3 = BaseModel("qwen3", COMMON | {"head_dim": 32, "rope_theta": 1000000.0, "rms_norm_eps": 1e-6})

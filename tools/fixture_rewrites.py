@@ -237,9 +237,7 @@ def head_dense_though_targeted(tensors: Tensors, config: Config, decoded: Tensor
 ASYM = "tiny-w4a16-asym-g16-head"
 SYM = "tiny-w4a16-sym-g16"
 REWRITES = (
-    Rewrite(
-        "old-compression-config", ASYM, "config under compression_config, status frozen", compression_config
-    ),
+    Rewrite("old-compression-config", ASYM, "config under compression_config, status frozen", compression_config),
     Rewrite(
         "old-compression-config-nested",
         ASYM,
@@ -266,9 +264,7 @@ REWRITES = (
         padded_packing,
     ),
     Rewrite("old-g-idx-asym", ASYM, "activation order with weight_g_idx, asymmetric", activation_order),
-    Rewrite(
-        "old-g-idx-sym", SYM, "activation order with weight_g_idx, symmetric; head ignored", activation_order
-    ),
+    Rewrite("old-g-idx-sym", SYM, "activation order with weight_g_idx, symmetric; head ignored", activation_order),
     Rewrite(
         "old-preset-list",
         "tiny-w8a8-dynamic-head",
@@ -286,7 +282,5 @@ REWRITES = (
     Rewrite("head-packed-though-ignored", ASYM, "packed head in ignore", head_ignored),
     Rewrite("head-packed-no-target", ASYM, "packed head that no target matches", head_no_target),
     Rewrite("head-dense-no-target", SYM, "dense head that no target matches", head_dense_no_target),
-    Rewrite(
-        "head-dense-though-targeted", SYM, "dense head that a target matches", head_dense_though_targeted
-    ),
+    Rewrite("head-dense-though-targeted", SYM, "dense head that a target matches", head_dense_though_targeted),
 )

@@ -107,8 +107,7 @@ BITS = {"q_proj": 2, "k_proj": 3, "v_proj": 5, "o_proj": 6, "gate_proj": 7, "up_
 def every_width(symmetric: bool, group_size: int, head_bits: int) -> Recipe:
     """Seven widths in seven config groups, and the head in an eighth."""
     widths = [
-        group(integer(bits, symmetric=symmetric, group_size=group_size), f"re:.*{name}$")
-        for name, bits in BITS.items()
+        group(integer(bits, symmetric=symmetric, group_size=group_size), f"re:.*{name}$") for name, bits in BITS.items()
     ]
     head = group(integer(head_bits, symmetric=symmetric, group_size=group_size), "lm_head")
     return Recipe(groups=(*widths, head))
@@ -146,9 +145,7 @@ UNQUANTIZED = (
 )
 
 PACKED = (
-    Fixture(
-        "w4a16-sym-g32-f32", "float32 scales; head ignored", LLAMA_SMALL.but("float32"), one(SYM, ignore=HEAD)
-    ),
+    Fixture("w4a16-sym-g32-f32", "float32 scales; head ignored", LLAMA_SMALL.but("float32"), one(SYM, ignore=HEAD)),
     Fixture("w4a16-asym-g32-head-f32", "float32 scales; head quantized", LLAMA.but("float32"), one(ASYM)),
     Fixture("w4a16-asym-g32", "head ignored", LLAMA, one(ASYM, ignore=HEAD)),
     Fixture("w4a16-sym-g32-head", "head quantized", LLAMA_SMALL, one(SYM)),
@@ -410,9 +407,7 @@ COMBINED = (
 # The sources of the rewrites, small because there are many of them.
 ASYM_16 = integer(4, symmetric=False, group_size=16)
 TINY = (
-    Fixture(
-        "tiny-w4a16-asym-g16-head", "44 head rows pad their packed zero points", LLAMA_TINY, one(ASYM_16)
-    ),
+    Fixture("tiny-w4a16-asym-g16-head", "44 head rows pad their packed zero points", LLAMA_TINY, one(ASYM_16)),
     Fixture(
         "tiny-w4a16-asym-channel-head",
         "one zero point a row, packed along the rows",

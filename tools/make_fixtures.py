@@ -95,9 +95,7 @@ def unquantized_model(folder: Path) -> PreTrainedModel:
     config = AutoConfig.from_pretrained(folder)
     if hasattr(config, "quantization_config"):
         del config.quantization_config
-    model: PreTrainedModel = AutoModelForCausalLM.from_config(
-        config, dtype=torch.float32, attn_implementation="eager"
-    )
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager")
     return model.eval()
 
 
@@ -175,9 +173,7 @@ def digest(tensor: torch.Tensor) -> dict[str, object]:
     }
 
 
-def write_expected(
-    folder: Path, how: Mapping[str, object], decoded: Tensors, logits: Tensors, every: bool
-) -> None:
+def write_expected(folder: Path, how: Mapping[str, object], decoded: Tensors, logits: Tensors, every: bool) -> None:
     """Writes expected.json and expected.safetensors."""
     described = {
         **how,
@@ -247,9 +243,7 @@ def write_readme(out: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", metavar="NAME", help="names of fixtures")
     parser.add_argument("--out", type=Path, default=ROOT / "tests" / "fixtures", help="where to write")
     options = parser.parse_args()

@@ -82,9 +82,7 @@ def assert_same_tensors(committed: dict[str, torch.Tensor], again: dict[str, tor
         assert (other.dtype, other.shape) == (tensor.dtype, tensor.shape), name
         bound = tolerance(name)
         if bound is None:
-            assert torch.equal(other.reshape(-1).view(torch.uint8), tensor.reshape(-1).view(torch.uint8)), (
-                name
-            )
+            assert torch.equal(other.reshape(-1).view(torch.uint8), tensor.reshape(-1).view(torch.uint8)), name
         else:
             close = torch.isclose(other.float(), tensor.float(), rtol=RELATIVE, atol=bound)
             assert bool(close.all()), name
