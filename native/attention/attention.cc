@@ -17,7 +17,8 @@ namespace {
 // of the work, and rows, keys and values of a block stay in the second-level cache.
 constexpr int kRowsPerItem = 64;
 
-// Below these amounts of work (multiply-adds; channels), waking the pool costs more than it saves.
+// Below these amounts of work (multiply-adds; channels), which take a core some 8 us, waking the
+// pool costs more than it saves.
 constexpr int64_t kParallelAttend = 1 << 17;
 constexpr int64_t kParallelAppend = 1 << 14;
 
@@ -145,7 +146,6 @@ struct Scratch {
   float *query, *keys, *values, *scores;
   float *part, *total;
   int32_t *first, *last;
-  std::vector<Visible> sees;
   const void* key_rows[kKeyBlock + kLookAhead];
   const void* value_rows[kKeyBlock + kLookAhead];
 
@@ -175,12 +175,15 @@ class Attention {
       : task_(task), group_(task.heads / task.kv_heads), stride_((task.D + 15) / 16 * 16) {
     for (int s = 0; s < task.sequences; ++s) {
       listed_.push_back(is_listed(task, s));
+      for (int t = task.query_start[s]; t < task.query_start[s + 1]; ++t) {
+        sees_.push_back(visible_to(task, s, t, listed_[s]));
+      }
       add_items(s);
     }
   }
 
   void run() {
-    const bool parallel = work_ >= kParallelAttend;
+    const bool parallel = work_ >= kParallelAttend && thread_count() > 1;
     if (parallel && static_cast<int64_t>(items_.size()) < 4 * thread_count()) {
       run_split();
       return;
@@ -202,7 +205,7 @@ class Attention {
       for (int token_end = end; token_end > begin; token_end -= tokens) {
         Item item{sequence, h, std::max(begin, token_end - tokens), token_end, INT64_MAX, 0};
         for (int t = item.token_begin; t < token_end; ++t) {
-          const Visible sees = visible_to(task_, sequence, t, listed_[sequence]);
+          const Visible& sees = sees_[t];
           item.begin = std::min(item.begin, sees.first / kKeyBlock * kKeyBlock);
           item.end = std::max(item.end, sees.last);
           work_ += 2 * (sees.last - sees.first) * group_ * task_.D;
@@ -260,10 +263,6 @@ class Attention {
     const int rows = rows_of(item), tokens = item.token_end - item.token_begin;
     scratch.reserve(rows, stride_);
     load_queries(item, scratch.query);
-    scratch.sees.clear();
-    for (int t = item.token_begin; t < item.token_end; ++t) {
-      scratch.sees.push_back(visible_to(task_, item.sequence, t, listed_[item.sequence]));
-    }
     Part part(part_memory ? part_memory : scratch.part, rows, stride_);
     Part total(scratch.total, rows, stride_);
     if (part_memory) {
@@ -281,8 +280,8 @@ class Attention {
         for (int t = 0; t < tokens; ++t) run_block(scratch, item, part, t, t + 1, block, block);
       }
       const int64_t next = block + kKeyBlock;
-      if (!part_memory && (next >= item.end || next % kChunk == 0))
-        total.merge(part, rows, stride_);
+      const bool ends_chunk = next >= item.end || next % kChunk == 0;
+      if (ends_chunk && !part_memory) total.merge(part, rows, stride_);
     }
     if (!part_memory) finish(item, total);
   }
@@ -304,7 +303,7 @@ class Attention {
                  int token_end, int64_t block_begin, int64_t shared_end) {
     int64_t lowest = INT64_MAX, highest = 0;
     for (int t = token_begin; t < token_end; ++t) {
-      const Visible& sees = scratch.sees[t];
+      const Visible& sees = sees_[item.token_begin + t];
       const int first =
           static_cast<int>(std::clamp<int64_t>(sees.first - block_begin, 0, kKeyBlock));
       const int last = static_cast<int>(std::clamp<int64_t>(sees.last - block_begin, 0, kKeyBlock));
@@ -314,14 +313,13 @@ class Attention {
       lowest = std::min(lowest, sees.first);
       highest = std::max(highest, sees.last);
     }
-    const Visible& sees = scratch.sees[token_begin];
     if (lowest >= block_begin + kKeyBlock || highest <= block_begin) return;
     const int begin = static_cast<int>(std::max<int64_t>(lowest - block_begin, 0));
     const int end = static_cast<int>(std::min<int64_t>(highest - block_begin, kKeyBlock));
     const int64_t look_ahead =
         std::min({highest, shared_end, block_begin + kKeyBlock + kLookAhead});
-    fill_pointers(scratch, item, sees, block_begin, block_begin + begin,
-                  std::max(block_begin + end, look_ahead));
+    fill_pointers(scratch, item, sees_[item.token_begin + token_begin], block_begin,
+                  block_begin + begin, std::max(block_begin + end, look_ahead));
     AttendBlock task;
     const int64_t row = static_cast<int64_t>(token_begin) * group_;
     task.rows = (token_end - token_begin) * group_;
@@ -348,8 +346,8 @@ class Attention {
   // the first one's is repeated.
   void fill_pointers(Scratch& scratch, const Item& item, const Visible& sees, int64_t block,
                      int64_t begin, int64_t end) const {
-    const int64_t row_bytes = task_.D * element_size(task_.kind),
-                  past = past_of(task_, item.sequence);
+    const int64_t row_bytes = task_.D * element_size(task_.kind);
+    const int64_t past = past_of(task_, item.sequence);
     const int32_t* pages =
         task_.block_table + static_cast<int64_t>(item.sequence) * task_.max_pages;
     const auto offset_of = [&](int64_t entry) {
@@ -406,8 +404,9 @@ class Attention {
 
   const Attend& task_;
   const int group_, stride_;
-  int64_t work_ = 0;  // multiply-adds
-  std::vector<bool> listed_;
+  int64_t work_ = 0;           // multiply-adds
+  std::vector<bool> listed_;   // per sequence
+  std::vector<Visible> sees_;  // per row of the batch
   std::vector<Item> items_;
   static thread_local Scratch scratch_;
 };

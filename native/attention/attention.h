@@ -100,7 +100,7 @@ struct Attend {
   float scale;
   int window;           // 0: none; else an entry is seen if its position > the row's - window
   const float* sinks;   // [heads] or null: one more logit per head, without a value
-  const uint8_t* mask;  // [T, T] or null: ancestors of each row among the batch's rows
+  const uint8_t* mask;  // [T, T] or null: which of the batch's rows each sees (itself included)
 };
 
 void rope_and_append(const AppendTokens& task, int64_t T);

@@ -93,8 +93,9 @@ FEWBITS_INLINE void each_column_of_tile(const AttendBlock& block, int group, int
       if (2 * c + 1 < count) use(d + 2 * c + 1, high_bf16(tile[c]));
     }
   } else {
-    for (int i = 0; i < kLanes; ++i)
+    for (int i = 0; i < kLanes; ++i) {
       tile[i] = load_cached<kind>(block.keys[group + i], d, d + count);
+    }
     transpose(tile);
     for (int c = 0; c < kLanes; ++c) {
       if (c < count) use(d + c, tile[c]);

@@ -7,7 +7,8 @@
 namespace fewbits {
 namespace {
 
-// Below this many elements a call takes less time than waking the pool.
+// Below this many elements a call takes a core at most 10 us (silu_mul on Zen 4), and waking the
+// pool costs more than it saves.
 constexpr int64_t kParallel = 1 << 15;
 
 // Work is handed out in pieces of this many elements.
