@@ -1,4 +1,4 @@
-"""The native kernels: packed weights and products (this part), attention and elementwise operations (below)."""
+"""The native kernels: packed weights and products, attention, elementwise operations."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -60,5 +60,92 @@ class Gemm:
         x and y_i are addresses of contiguous float32 [M, K] and [M, N_i]. The caller answers for them.
         """
 
+    @property
+    def K(self) -> int: ...
+
+# Attention and elementwise operations. Arguments that are int stand for addresses of contiguous arrays, whose dtype and
+# shape the docstring gives; 0 where there is none. The caller answers for them.
+
+def rope_and_append(
+    q: int,
+    k: int,
+    v: int,
+    T: int,
+    heads: int,
+    kv_heads: int,
+    D: int,
+    rotary_dim: int,
+    interleaved: bool,
+    cos: int,
+    sin: int,
+    q_norm: int,
+    k_norm: int,
+    norm_eps: float,
+    norm_offset: float,
+    slots: int,
+    k_cache: int,
+    v_cache: int,
+    page_size: int,
+    cache_kind: str,
+    k_scale: int,
+    v_scale: int,
+) -> None:
+    """Norm and rotate q in place and k; store k and v in the cache at their slots.
+
+    q float32 [T, heads * D], k and v [T, kv_heads * D], cos and sin [T, rotary_dim / 2], norms [D], slots int64 [T],
+    caches [pages, kv_heads, page_size, D] of cache_kind "f32", "bf16", "f16" or "fp8", scales float32 [kv_heads] for
+    fp8. ValueError where sizes can't be.
+    """
+
+def attend(
+    q: int,
+    out: int,
+    T: int,
+    heads: int,
+    kv_heads: int,
+    D: int,
+    query_start: int,
+    sequences: int,
+    kv_len: int,
+    block_table: int,
+    max_pages: int,
+    positions: int,
+    k_cache: int,
+    v_cache: int,
+    page_size: int,
+    cache_kind: str,
+    k_scale: int,
+    v_scale: int,
+    scale: float,
+    window: int,
+    sinks: int,
+    mask: int,
+) -> None:
+    """softmax(scale q K^T) V over what each token sees, into out; q and out float32 [T, heads * D].
+
+    query_start int32 [sequences + 1], kv_len int32 [sequences], block_table int32 [sequences, max_pages], positions
+    int64 [T], sinks float32 [heads], mask uint8 [T, T]; the rest as above. ValueError where lengths don't fit.
+    """
+
+def rms_norm(x: int, weight: int, y: int, T: int, H: int, eps: float, offset: float) -> None:
+    """y = x / sqrt(mean(x^2) + eps) * (weight + offset) for rows [T, H] of float32."""
+
+def silu_mul(gate: int, up: int, y: int, T: int, I: int) -> None:
+    """y = silu(gate) * up, [T, I] of float32."""
+
+class Embedding:
+    """A table [N, K] whose rows are dequantized when asked for. It keeps the arrays that it is given.
+
+    kind, codes, scale, zero and group_size as for `PackedWeight` and its `fill`.
+    """
+
+    def __init__(
+        self, kind: str, codes: Array, K: int, scale: Array | None, zero: Array | None, group_size: int
+    ) -> None: ...
+    def rows(self, ids: int, T: int, y: int) -> None:
+        """Row ids[t] (int64 [T]) into y[t] (float32 [T, K]). ValueError for an id that isn't in the table."""
+
+    @property
+    def N(self) -> int: ...
     @property
     def K(self) -> int: ...

@@ -57,6 +57,11 @@ def _contiguous(array: Array, dtype: Any) -> Array:
     return np.ascontiguousarray(array, dtype)
 
 
+# Their arguments come in tuples made once, which a type checker can't count.
+_rope_and_append: Callable[..., None] = _native.rope_and_append
+_attend: Callable[..., None] = _native.attend
+
+
 class Attention:
     def __init__(self, spec: AttentionSpec, table: RopeTable) -> None:
         self._spec = spec
@@ -82,7 +87,7 @@ class Attention:
 
     def rope_and_append(self, q: Array, k: Array, v: Array, step: Step, cache: LayerCache) -> None:
         cos, sin, _, _ = step.rotation(self._table)
-        _native.rope_and_append(
+        _rope_and_append(
             _address(q),
             _address(k),
             _address(v),
@@ -99,7 +104,7 @@ class Attention:
     def attend(self, q: Array, step: Step, cache: LayerCache) -> Array:
         out = np.empty_like(q)
         spec = self._spec
-        _native.attend(
+        _attend(
             _address(q),
             _address(out),
             step.T,
@@ -135,7 +140,8 @@ class CpuOps:
         # `keep` holds the weight, whose address the call uses.
         def rms_norm(x: Array, keep: Array = weight) -> Array:
             y = np.empty_like(x)
-            _native.rms_norm(_address(x), weight_address, _address(y), *x.shape, eps, offset)
+            T, H = x.shape
+            _native.rms_norm(_address(x), weight_address, _address(y), T, H, eps, offset)
             return y
 
         return rms_norm
