@@ -15,6 +15,20 @@ namespace fewbits {
 void parallel_for(int64_t count, void (*fn)(void* context, int64_t begin, int64_t end),
                   void* context);
 
+// fn(begin, end) over [0, count): on the pool where `parallel`, for work that is worth waking it,
+// else at once.
+template <typename Fn>
+void for_range(int64_t count, bool parallel, Fn& fn) {
+  if (parallel) {
+    parallel_for(
+        count,
+        [](void* context, int64_t begin, int64_t end) { (*static_cast<Fn*>(context))(begin, end); },
+        &fn);
+  } else if (count > 0) {
+    fn(0, count);
+  }
+}
+
 // Threads that parallel_for uses, the caller's included: the number of CPUs in the affinity mask
 // unless set.
 int thread_count();

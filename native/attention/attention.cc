@@ -37,18 +37,6 @@ int64_t element_size(CacheKind kind) {
   return kind == CacheKind::f32 ? 4 : kind == CacheKind::fp8 ? 1 : 2;
 }
 
-template <typename Fn>
-void for_range(int64_t count, bool parallel, Fn& fn) {
-  if (parallel) {
-    parallel_for(
-        count,
-        [](void* context, int64_t begin, int64_t end) { (*static_cast<Fn*>(context))(begin, end); },
-        &fn);
-  } else if (count > 0) {
-    fn(0, count);
-  }
-}
-
 // The softmax of some rows over some positions. Contiguous, so that it can be kept between two
 // phases: [rows] maxima, [rows] sums, [rows][stride] weighted values.
 struct Part {

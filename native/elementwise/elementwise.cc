@@ -27,18 +27,6 @@ const ElementwiseKernels& kernels() {
   return chosen;
 }
 
-template <typename Fn>
-void for_range(int64_t count, bool parallel, Fn& fn) {
-  if (parallel) {
-    parallel_for(
-        count,
-        [](void* context, int64_t begin, int64_t end) { (*static_cast<Fn*>(context))(begin, end); },
-        &fn);
-  } else if (count > 0) {
-    fn(0, count);
-  }
-}
-
 uint16_t read_u16(const uint8_t* source) {
   uint16_t value;
   __builtin_memcpy(&value, source, 2);

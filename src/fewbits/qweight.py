@@ -92,7 +92,7 @@ class QWeight:
             codes = codes.view(_DENSE_DTYPES[self.spec.number])
         return codes.astype(np.float64)
 
-    def _spread(self, blocks: Array) -> Array:
+    def spread(self, blocks: Array) -> Array:
         """One value a block → one value a weight (as a broadcastable view where the block spans an axis)."""
         rows, columns = self.spec.block
         if rows not in (WHOLE, 1):
@@ -127,10 +127,10 @@ class QWeight:
         assert self.scale is not None
         values = self._numbers()
         if self.zero is not None:
-            values = values - self._spread(self.zero.astype(np.float64))
+            values = values - self.spread(self.zero.astype(np.float64))
         elif self.spec.kind != "float":
             values = values - float(1 << (self.spec.bits - 1))
-        values = values * self._spread(self.scale.astype(np.float64))
+        values = values * self.spread(self.scale.astype(np.float64))
         return values if self.global_scale is None else values * self.global_scale
 
     def _producer(self) -> Array:
@@ -142,15 +142,15 @@ class QWeight:
             if self.global_scale is not None:
                 # The producer divides by its stored divisor in float32; the float64 reciprocal rounds to the same.
                 scale = (scale.astype(np.float64) * self.global_scale).astype(np.float32)
-                return (numbers.astype(np.float32) * self._spread(scale)).astype(ml_dtypes.bfloat16)
-            return numbers.astype(ml_dtypes.bfloat16) * self._spread(scale.astype(ml_dtypes.bfloat16))
+                return (numbers.astype(np.float32) * self.spread(scale)).astype(ml_dtypes.bfloat16)
+            return numbers.astype(ml_dtypes.bfloat16) * self.spread(scale.astype(ml_dtypes.bfloat16))
         dtype = self.scale.dtype
         if spec.kind != "float":
             half = float(1 << (spec.bits - 1))
             numbers = (numbers - half).astype(dtype)
             if self.zero is not None:
-                numbers = numbers - self._spread((self.zero.astype(np.float64) - half).astype(dtype))
-        return numbers.astype(dtype) * self._spread(self.scale)
+                numbers = numbers - self.spread((self.zero.astype(np.float64) - half).astype(dtype))
+        return numbers.astype(dtype) * self.spread(self.scale)
 
     def rows(self, begin: int, end: int) -> QWeight:
         """Rows [begin, end); `begin` must lie on a block border."""

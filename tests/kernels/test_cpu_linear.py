@@ -24,14 +24,14 @@ def bound(layer: QLinear, x: np.ndarray) -> np.ndarray:
         terms = np.abs(weight.dequantize())
     else:
         # Codes and zero points are multiplied apart, so errors are relative to each, not to their difference.
-        zero = half if weight.zero is None else weight._spread(weight.zero.astype(np.float64))
+        zero = half if weight.zero is None else weight.spread(weight.zero.astype(np.float64))
         terms = np.abs(weight.unpacked().astype(np.float64) - half) + np.abs(zero - half)
-        terms = terms * weight._spread(weight.scale.astype(np.float64))
+        terms = terms * weight.spread(weight.scale.astype(np.float64))
     relative = (weight.shape[1] + 8) * 2.0**-24
     if _native.tier() == "avx512_bf16":
         if weight.spec.kind != "float":
             # The decoder leaves up to 136 in int4 codes, which the sums of x take out again.
-            offsets = 136 * weight._spread(weight.scale.astype(np.float64))
+            offsets = 136 * weight.spread(weight.scale.astype(np.float64))
             extra = np.abs(x) @ np.broadcast_to(offsets, terms.shape).T * relative
         else:
             extra = 0

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from fewbits.errors import CheckpointError
 from fewbits.qweight import QWeight
-from fewbits.spec import WHOLE, WeightSpec
+from fewbits.spec import WeightSpec
 
 Array = NDArray[Any]
 
@@ -59,17 +59,8 @@ def _blocks_with_values(weight: QWeight) -> Array:
     if spec.kind == "float":
         nonzero = (codes & ((1 << (spec.bits - 1)) - 1)) != 0
     else:
-        zero = np.uint8(1 << (spec.bits - 1)) if weight.zero is None else _spread(weight.zero, weight)
+        zero = np.uint8(1 << (spec.bits - 1)) if weight.zero is None else weight.spread(weight.zero)
         nonzero = codes != zero
     rows, columns = spec.block_of(weight.shape)
     nonzero = np.logical_or.reduceat(nonzero, np.arange(0, weight.shape[0], rows), axis=0)
     return np.logical_or.reduceat(nonzero, np.arange(0, weight.shape[1], columns), axis=1)
-
-
-def _spread(blocks: Array, weight: QWeight) -> Array:
-    rows, columns = weight.spec.block
-    if rows not in (WHOLE, 1):
-        blocks = np.repeat(blocks, min(rows, weight.shape[0]), axis=0)[: weight.shape[0]]
-    if columns not in (WHOLE, 1):
-        blocks = np.repeat(blocks, min(columns, weight.shape[1]), axis=1)[:, : weight.shape[1]]
-    return blocks

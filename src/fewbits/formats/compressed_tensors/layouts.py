@@ -357,16 +357,23 @@ def _decode_packed(
     if width == packing.words_padded(columns, spec.bits):
         padded = (0,) < version < _DENSE_SINCE
     spec, zero = _zero_point(module, spec, shape, arrays, warn, padded)
-    perm = _input_order(module, spec, shape, arrays)
-    spec = replace(spec, act_order=perm is not None)
-    if spec.bits == 4 and perm is None:
+    if spec.bits == 4 and "weight_g_idx" not in arrays:  # as it is stored
         codes = np.ascontiguousarray(words).view(np.uint8)[:, : (columns + 1) // 2]
-    else:
-        codes = packing.unpack(words, spec.bits, columns, padded)
-        if perm is not None:
-            codes = codes[:, perm]
-        if spec.bits == 4:
-            codes = pack_nibbles(codes)
+        return QWeight(spec, shape, codes, _scale(arrays, spec, shape), zero)
+    codes = packing.unpack(words, spec.bits, columns, padded)
+    return _integers_in_order(module, spec, shape, arrays, codes, zero)
+
+
+def _integers_in_order(
+    module: str, spec: WeightSpec, shape: tuple[int, int], arrays: Arrays, codes: Array, zero: Array | None
+) -> QWeight:
+    """Codes one a byte, [N, K], with their columns sorted by group where an activation order is stored."""
+    perm = _input_order(module, spec, shape, arrays)
+    if perm is not None:
+        codes = codes[:, perm]
+    if spec.bits == 4:
+        codes = pack_nibbles(codes)
+    spec = replace(spec, act_order=perm is not None)
     return QWeight(spec, shape, codes, _scale(arrays, spec, shape), zero, perm=perm)
 
 
@@ -386,13 +393,7 @@ def _decode_plain(
         raise CheckpointError("code-range", f"holds values outside of {spec.bits} bits", module=f"{module}.weight")
     spec, zero = _zero_point(module, spec, shape, arrays, warn, padded=False)
     codes = weight.astype(np.int8, copy=False).view(np.uint8) + np.uint8(middle)
-    perm = _input_order(module, spec, shape, arrays)
-    spec = replace(spec, act_order=perm is not None)
-    if perm is not None:
-        codes = codes[:, perm]
-    if spec.bits == 4:
-        codes = pack_nibbles(codes)
-    return QWeight(spec, shape, codes, _scale(arrays, spec, shape), zero, perm=perm)
+    return _integers_in_order(module, spec, shape, arrays, codes, zero)
 
 
 def _decode_fp4(
