@@ -26,9 +26,11 @@ def tier_of(path):
 
 
 def objects():
-    """Compiled objects of the sources that are there now, tests left out."""
+    """Compiled objects of the sources that are there now; without tests, and without sanitizers' builds."""
     found = []
     for build in sorted((ROOT / "build").glob("*/native/CMakeFiles")):
+        if build.parts[-3].startswith("native-"):
+            continue
         for path in build.rglob("*.o"):
             folder = path.relative_to(build).parent
             own = folder.parts[0] in ("fewbits_native.dir", "_native.dir")
