@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from random_weights import WEIGHTS, random_weight
+from random_weights import WEIGHTS, integers, random_weight
 
 from fewbits.kernels.cpu import embedding as cpu
 from fewbits.kernels.reference import embedding as reference
@@ -41,11 +41,14 @@ def test_native_rows_of_unquantized_tables_are_exact():
         np.testing.assert_array_equal(rows, weight.dequantize()[IDS])
 
 
-def test_a_packed_table_needs_its_source_no_more():
-    weight = random_weight(WEIGHTS["uint4-g32"], (50, 64))
+@pytest.mark.parametrize("scale_dtype", ["bfloat16", "float32"])
+def test_a_packed_table_needs_its_source_no_more(scale_dtype):
+    """The loader reads the next tensor into the memory of this one, float32 scales (no conversion copies them) too."""
+    weight = random_weight(integers(4, (1, 32), asymmetric=True, scale_dtype=scale_dtype), (50, 64))
     rows = cpu.bind([cpu.pack(QLinear(weight))])
     before = rows(IDS)
-    weight.codes[:] = 0
+    for array in (weight.codes, weight.scale, weight.zero):
+        array[:] = 0
     np.testing.assert_array_equal(rows(IDS), before)
 
 

@@ -31,14 +31,15 @@ def nbytes(spec: QuantSpec, shape: tuple[int, int]) -> int:
 
 
 def pack(table: QLinear) -> Any:
-    """A native Embedding. The rows are copied: the loader's buffer is reused for the next tensor."""
+    """A native Embedding. It refers to its arrays, so these are copies: the loader reuses its buffer."""
     from fewbits import _native
 
     weight = table.weight
     rows = slice(0, weight.shape[0])
     group_size = weight.spec.block_of(weight.shape)[1] if weight.spec.quantized else weight.shape[1]
     codes = np.array(weight.codes, order="C")
-    scale, zero = per_row(weight.scale, weight, rows), per_row(weight.zero, weight, rows)
+    blocks = (per_row(values, weight, rows) for values in (weight.scale, weight.zero))
+    scale, zero = (None if values is None else values.copy() for values in blocks)
     return _native.Embedding(kind(weight.spec), codes, weight.shape[1], scale, zero, min(group_size, weight.shape[1]))
 
 
