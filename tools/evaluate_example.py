@@ -1,6 +1,6 @@
 """Measures a checkpoint of the example: held-out perplexity, and how many completions are Python.
 
-    python tools/evaluate_example.py examples/stdlib-lm/bf16 [FOLDER ...] [--json FILE]
+    python tools/evaluate_example.py FOLDER [FOLDER ...] [--json FILE]
 
 Perplexity: every file of the held-out folder is encoded by itself, beginning with the begin-of-text token and
 closed by the end-of-text token, and cut into windows that fill the model's positions and share one token;

@@ -1,12 +1,12 @@
 """Makes quantized variants of the example with llm-compressor.
 
-    python tools/quantize_example.py --out DIR                        every scheme below, and lm_head with it
-    python tools/quantize_example.py --out DIR w4a16 fp8 --head bf16  two schemes, lm_head as it was
-    python tools/quantize_example.py --out DIR w4a16-asym --method gptq --name w4a16-asym
+    python tools/quantize_example.py --source BF16 --out DIR                        every scheme, and lm_head with it
+    python tools/quantize_example.py --source BF16 --out DIR w4a16 fp8 --head bf16  two schemes, lm_head as it was
+    python tools/quantize_example.py --source BF16 --out DIR w4a16-asym --method gptq --name w4a16-asym
 
-Each variant is a complete folder DIR/<scheme>[-head-<head>][-<method>][-kv-<cache>]. Nothing here touches how
-numbers are stored: the files are what llm-compressor's users get. Needs llm-compressor
-(tools/requirements.txt); a CPU is enough.
+BF16 is the folder bf16/ that tools/train_example.py makes. Each variant is a complete folder
+DIR/<scheme>[-head-<head>][-<method>][-kv-<cache>]. Nothing here touches how numbers are stored: the files are what
+llm-compressor's users get. Needs llm-compressor (tools/requirements.txt); a CPU is enough.
 
 Calibration, where a scheme or method needs it, uses the training files of tools/train_example.py, never the
 held-out ones.
@@ -32,7 +32,6 @@ from torch.utils.data import DataLoader
 from train_example import is_heldout, standard_library
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
-BF16 = Path(__file__).resolve().parent.parent / "examples" / "stdlib-lm" / "bf16"
 WINDOW = 512
 
 
@@ -136,7 +135,7 @@ def quantize(source: Path, folder: Path, modifiers: list[Modifier], samples: int
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("schemes", nargs="*", metavar="SCHEME", help=f"of {', '.join(SCHEMES)} (default: all)")
-    parser.add_argument("--source", type=Path, default=BF16, help="the bf16 folder")
+    parser.add_argument("--source", type=Path, required=True, help="the bf16 folder that train_example.py made")
     parser.add_argument("--out", type=Path, required=True, help="folder that gets a folder per variant")
     parser.add_argument("--name", help="name of the variant's folder (only with one scheme)")
     parser.add_argument("--head", choices=["same", "bf16", *HEADS], default="same", help="lm_head (default: same)")

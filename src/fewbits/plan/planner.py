@@ -66,10 +66,8 @@ class _Planner:
         """The modules that the family needs, by name; none where it is unknown or can't be configured."""
         config = self.checkpoint.config
         if family is None:
-            architecture = (config.get("architectures", list, []) or [config.get("model_type", str, "without a name")])[
-                0
-            ]
-            self.warnings.add("family-unknown", "", f"{architecture} is not a family that fewbits runs")
+            names = config.get("architectures", list, []) or [config.get("model_type", str, "without a name")]
+            self.warnings.add("family-unknown", "", f"{names[0]} is not a family that fewbits runs")
             return {}
         self.plan.family = family.name
         try:
