@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fewbits.codes import CODES
-from fewbits.errors import CheckpointError, FewbitsError, Notice, PlanError, UsageError
+from fewbits.errors import CheckpointError, FewbitsError, Notice, PlanError, UsageError, printable
 
 SOURCE = Path(__file__).parent.parent / "src" / "fewbits"
 TREES = {path: ast.parse(path.read_text()) for path in sorted(SOURCE.rglob("*.py")) if path.name != "codes.py"}
@@ -74,6 +74,13 @@ def test_an_error_in_full():
         "hint: --allow-reference runs this layer in NumPy, slowly"
     )
     assert str(error.notice()) == "kernel-none: model.layers.3.mlp.down_proj: 3-bit integer weights have no CPU kernel"
+
+
+def test_nothing_of_a_file_reaches_the_terminal_raw():
+    name = "a\x1b[2J\nhint: trust me\x9b\u202e"
+    error = CheckpointError("file-size", "is short", module=name)
+    assert str(error) == "a\\x1b[2J\\nhint: trust me\\x9b\\u202e: is short"
+    assert str(Notice("file-size", name, "é")) == f"file-size: {printable(name)}: é"
 
 
 def test_an_error_of_few_words():

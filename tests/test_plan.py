@@ -562,6 +562,49 @@ def test_experts_each_with_their_own_spec(tmp_path):
     assert {row.kind for row in planned.rows} == {"expert"} and planned.errors == []
 
 
+@pytest.mark.parametrize(
+    "stored",
+    [
+        integers(16, 64, 4, 32),
+        integers(16, 64, 4, 32, asymmetric=True),
+        integers(16, 64, 3, None),
+        fp8(16, 64),
+        nvfp4(16, 64),
+        mx(16, 64, 4),
+    ],
+    ids=["int4", "uint4", "int3 channel", "fp8", "nvfp4", "mxfp4"],
+)
+def test_stacked_experts_are_rows_of_what_one_expert_is(tmp_path, stored):
+    """weight_packed [E, N, …] with scales [E, N, …] says of each expert what an unstacked one's tensors would."""
+    name = "model.layers.0.mlp.experts.up_proj"
+    stack = {
+        suffix: array if suffix == "weight_shape" else np.stack([array] * 3) for suffix, array in stored.tensors.items()
+    }
+    config = {"quantization_config": block(stored.weights)}
+    planned = inspect(write(tmp_path / "stack", {f"{name}.{suffix}": array for suffix, array in stack.items()}, config))
+    single = inspect(write(tmp_path / "one", stored.under("model.layers.0.mlp.experts.0.up_proj"), config))
+    assert planned.errors == [] and single.errors == []
+    assert [row.name for row in planned.rows] == [f"model.layers.0.mlp.experts[{e}].up_proj" for e in range(3)]
+    for row in planned.rows:
+        assert (row.kind, row.shape, row.spec) == ("expert", (16, 64), single.rows[0].spec)
+        assert row.executed_as == "not_run" and sorted(row.tensors) == sorted(f"{name}.{suffix}" for suffix in stack)
+    accounts_for_every_tensor(planned)
+
+
+def test_a_stack_beside_a_tensor_of_its_name(tmp_path):
+    tensors = {name: Raw("BF16", (2, 8, 8), bytes(256)) for name in ("a.experts.up_proj", "a.experts.up_proj.weight")}
+    planned = inspect(write(tmp_path, tensors, {}))
+    assert sorted(tensor for row in planned.rows for tensor in row.tensors) == sorted(2 * [*tensors])
+    accounts_for_every_tensor(planned)
+
+
+def test_a_stack_without_its_scales_is_refused(tmp_path):
+    tensors = {"a.experts.up_proj.weight_packed": Raw("I32", (3, 16, 8), bytes(3 * 16 * 8 * 4))}
+    planned = inspect(write(tmp_path, tensors, {"quantization_config": block(integers(16, 64, 4, 32).weights)}))
+    assert codes(planned.errors) == ["module-incomplete"]
+    assert {row.executed_as for row in planned.rows} == {"refused"} and len(planned.rows) == 3
+
+
 def test_a_stack_of_endless_experts(tmp_path):
     """A hundred bytes of header may claim any number of them."""
     tensors = {"a.experts.up": Raw("U8", (1 << 40, 0, 0)), "a.experts.down.weight": Raw("BF16", (1 << 30, 1, 0))}

@@ -14,7 +14,7 @@ import json
 import zlib
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ class BaseModel:
 
     ``older_config`` writes config.json as models published before transformers 5 have it (torch_dtype,
     rope_theta, rope_scaling); otherwise it stays as transformers wrote it (dtype, rope_parameters).
+    ``pruned`` sets weights of the layers' projections to zero: two of every four columns, or five of eight anywhere.
     """
 
     model_type: str
@@ -37,6 +38,7 @@ class BaseModel:
     dtype: str = "bfloat16"
     older_config: bool = False
     shard_bytes: int | None = None
+    pruned: Literal["", "2:4", "anywhere"] = ""
 
     def but(
         self,
@@ -94,6 +96,14 @@ LLAMA_BLOCK = LLAMA_WIDE.but(intermediate_size=128)
 LLAMA_TIED = LLAMA.but(tie_word_embeddings=True, older_config=True)
 LLAMA_SMALL_TIED = LLAMA_SMALL.but(tie_word_embeddings=True, older_config=True)
 LLAMA_TINY = LLAMA_SMALL.but(hidden_size=32, intermediate_size=64, vocab_size=44, older_config=True)
+LLAMA_MICRO = LLAMA_TINY.but(intermediate_size=32, vocab_size=20)
+LLAMA_MICRO_24 = replace(LLAMA_MICRO, pruned="2:4")
+LLAMA_MICRO_PRUNED = replace(LLAMA_MICRO, pruned="anywhere")
+# marlin-24 takes rows and columns in steps of 64.
+LLAMA_MARLIN = replace(
+    LLAMA_MICRO.but(hidden_size=64, intermediate_size=64, num_attention_heads=4, num_key_value_heads=4),
+    pruned="2:4",
+)
 MISTRAL = BaseModel("mistral", COMMON | {"sliding_window": 8, "rope_theta": 100000.0}, older_config=True)
 # use_sliding_window false: the window in the published file must not be used.
 QWEN2 = BaseModel(
@@ -135,6 +145,17 @@ def random_weight(name: str, shape: tuple[int, ...], tied: bool) -> np.ndarray:
     return weight.astype(np.float32)
 
 
+def prune(weight: np.ndarray, name: str, pruned: str) -> np.ndarray:
+    """The weight with most of it set to zero, by its name alone."""
+    keys = generator("pruned", name).random(weight.shape)
+    if pruned == "2:4":
+        fours = keys.reshape(len(weight), -1, 4)
+        dropped = (fours.argsort(axis=2).argsort(axis=2) < 2).reshape(weight.shape)
+    else:
+        dropped = keys < 5 / 8
+    return np.where(dropped, np.float32(0), weight)
+
+
 def write_base(base: BaseModel, folder: Path) -> None:
     """Writes the unquantized checkpoint as transformers saves it."""
     config = AutoConfig.for_model(base.model_type, **base.config)
@@ -144,6 +165,8 @@ def write_base(base: BaseModel, folder: Path) -> None:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             value = random_weight(name, tuple(parameter.shape), config.tie_word_embeddings)
+            if base.pruned and ".layers." in name and value.ndim == 2:
+                value = prune(value, name, base.pruned)
             parameter.copy_(torch.from_numpy(value))
     shard_size = {} if base.shard_bytes is None else {"max_shard_size": base.shard_bytes}
     model.save_pretrained(folder, **shard_size)

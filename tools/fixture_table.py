@@ -35,7 +35,7 @@ class Recipe:
 
     ``calibrate`` runs random token ids through the model, for static activation scales. ``storage`` forces
     a storage format where the library's own choice is not wanted. ``compress`` false saves the weights
-    uncompressed beside their scales.
+    uncompressed beside their scales. ``rotations`` are SpinQuant's, R1 and R2 into the weights, R3 and R4 at run time.
     """
 
     groups: tuple[Arguments, ...] = ()
@@ -45,6 +45,7 @@ class Recipe:
     calibrate: bool = False
     storage: str | None = None
     compress: bool = True
+    rotations: tuple[str, ...] = ()
 
     @property
     def quantizes_activations(self) -> bool:
@@ -56,12 +57,20 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Fixture:
-    """One folder of tests/fixtures; without a recipe it stays unquantized."""
+    """One folder of tests/fixtures; without a recipe it stays unquantized.
+
+    ``library`` is the version of compressed-tensors that writes it, where it isn't the installed one. ``refused`` is
+    the code of the error with which fewbits refuses the folder; nothing is expected of its numbers then. ``numbers``
+    false keeps decoded weights as their digests alone.
+    """
 
     name: str
     note: str
     base: BaseModel
     recipe: Recipe | None = None
+    library: str = ""
+    refused: str = ""
+    numbers: bool = True
 
 
 def integer(bits: int, strategy: str = "group", symmetric: bool = True, **more: Any) -> Arguments:
@@ -104,13 +113,16 @@ FP8_TOKEN = fp8("token", dynamic=True)
 BITS = {"q_proj": 2, "k_proj": 3, "v_proj": 5, "o_proj": 6, "gate_proj": 7, "up_proj": 8, "down_proj": 4}
 
 
-def every_width(symmetric: bool, group_size: int, head_bits: int) -> Recipe:
-    """Seven widths in seven config groups, and the head in an eighth."""
-    widths = [
-        group(integer(bits, symmetric=symmetric, group_size=group_size), f"re:.*{name}$") for name, bits in BITS.items()
-    ]
-    head = group(integer(head_bits, symmetric=symmetric, group_size=group_size), "lm_head")
-    return Recipe(groups=(*widths, head))
+def every_width(symmetric: bool, group_size: int | None, head_bits: int) -> Recipe:
+    """Seven widths in seven config groups, and the head in an eighth; without a group size a scale a row."""
+
+    def weights(bits: int) -> Arguments:
+        if group_size is None:
+            return integer(bits, "channel", symmetric)
+        return integer(bits, symmetric=symmetric, group_size=group_size)
+
+    widths = [group(weights(bits), f"re:.*{name}$") for name, bits in BITS.items()]
+    return Recipe(groups=(*widths, group(weights(head_bits), "lm_head")))
 
 
 def narrow(base: BaseModel, dtype: str, **config: Any) -> BaseModel:

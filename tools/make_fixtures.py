@@ -1,16 +1,18 @@
 """Writes tests/fixtures: small checkpoints made by the real tools, each with what it must decode to.
 
-    python tools/make_fixtures.py                  all of them, and tests/fixtures/README.md
+    python tools/make_fixtures.py                  all of them, README.md and matching.json
     python tools/make_fixtures.py --only NAME …    some of them
 
-Needs tools/fixtures-requirements.txt. Each folder is the published folder as the tool wrote it (without
-recipe.yaml) and beside it
+Needs tools/fixtures-requirements.txt, and fetches a few other versions of compressed-tensors with pip. Each
+folder is the published folder as the tool wrote it (without recipe.yaml) and beside it
 
     expected.json         versions of the tools, what was done, and per quantized module the dtype, shape
-                          and SHA-256 (of the little-endian bytes) of the library's own decompression
+                          and SHA-256 (of the little-endian bytes) of the library's own decompression; so
+                          too for what is dense but stored sparse ("expanded"); or the code of the error with
+                          which fewbits refuses the folder, and no numbers
     expected.safetensors  input_ids [T] int64, logits, and the decompression itself, `<module>.weight`, of
                           the head, the embedding and layer 0 (of its k_proj alone where one scheme serves
-                          all modules)
+                          all modules; of no module in the smallest fixtures)
 
 Logits are `[T, vocabulary]` float32, computed in float32 with attention written out:
     logits              weight-only and unquantized: transformers on the decompressed weights
@@ -25,6 +27,7 @@ import hashlib
 import json
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -42,11 +45,16 @@ import numpy as np
 import torch
 from compressed_tensors.compressors import BaseCompressor
 from compressed_tensors.quantization import QuantizationConfig, apply_quantization_config
+from fixture_libraries import environment
+from fixture_matching import write as write_matching
+from fixture_micro import MICRO
 from fixture_models import load, logits_of, token_ids, write_base
 from fixture_rewrites import REWRITES, Rewrite
+from fixture_sparse import SPARSE, Sparse
 from fixture_table import FIXTURES, Fixture, Recipe
 from llmcompressor import oneshot
 from llmcompressor.modifiers.quantization import QuantizationModifier
+from llmcompressor.modifiers.transform import SpinQuantModifier
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models
 from torch.utils.data import DataLoader
@@ -59,6 +67,7 @@ CALIBRATION_SEQUENCES = 8
 SAME_LOGITS = 1e-4
 
 Tensors = dict[str, torch.Tensor]
+ROWS: tuple[Fixture | Rewrite, ...] = (*FIXTURES, *MICRO, *SPARSE, *REWRITES)
 
 
 def quantize(base: Path, recipe: Recipe, vocabulary: int, folder: Path) -> None:
@@ -79,7 +88,8 @@ def quantize(base: Path, recipe: Recipe, vocabulary: int, folder: Path) -> None:
             "pipeline": "basic",
         }
     model = load(base)
-    oneshot(model=model, recipe=modifier, **calibration)
+    rotation = [SpinQuantModifier(rotations=list(recipe.rotations))] if recipe.rotations else []
+    oneshot(model=model, recipe=[*rotation, modifier], **calibration)
     model.save_pretrained(folder, save_compressed=recipe.compress, quantization_format=recipe.storage)
     (folder / "recipe.yaml").unlink()
 
@@ -157,7 +167,7 @@ def expected_logits(folder: Path, fixture: Fixture, decoded: Tensors) -> Tensors
 
 
 def kept(name: str, every: bool) -> bool:
-    """Whether a decoded weight is stored as a tensor, beside its digest."""
+    """Whether a decoded weight is stored as a tensor too."""
     if ".layers." not in name:
         return True
     return ".layers.0." in name and (every or name.endswith("k_proj.weight"))
@@ -173,34 +183,82 @@ def digest(tensor: torch.Tensor) -> dict[str, object]:
     }
 
 
-def write_expected(folder: Path, how: Mapping[str, object], decoded: Tensors, logits: Tensors, every: bool) -> None:
-    """Writes expected.json and expected.safetensors."""
-    described = {
-        **how,
-        "tools": {tool: version(tool) for tool in TOOLS},
-        "decoded": {name.removesuffix(".weight"): digest(tensor) for name, tensor in sorted(decoded.items())},
-    }
+def digests(tensors: Tensors) -> dict[str, object]:
+    return {name.removesuffix(".weight"): digest(tensor) for name, tensor in sorted(tensors.items())}
+
+
+def write_json(folder: Path, how: Mapping[str, object], what: Mapping[str, object]) -> None:
+    """Writes expected.json."""
+    described = {**how, "tools": {tool: version(tool) for tool in TOOLS}, **what}
     (folder / "expected.json").write_text(json.dumps(described, indent=1) + "\n")
-    stored = {name: tensor for name, tensor in decoded.items() if kept(name, every)}
+
+
+def write_expected(
+    folder: Path, how: Mapping[str, object], decoded: Tensors, logits: Tensors, every: bool | None
+) -> None:
+    """Writes expected.json and expected.safetensors. `every` None keeps digests alone."""
+    write_json(folder, how, {"decoded": digests(decoded)})
+    stored = {name: tensor for name, tensor in decoded.items() if every is not None and kept(name, every)}
     save_file(stored | logits, folder / "expected.safetensors")
 
 
-def make(fixture: Fixture, folder: Path) -> None:
-    """Makes one fixture in a new folder."""
+def write_published(fixture: Fixture, folder: Path) -> None:
+    """Writes what today's tools make of a fixture's base and recipe."""
     if fixture.recipe is None:
         write_base(fixture.base, folder)
-        decoded: Tensors = {}
     else:
         with tempfile.TemporaryDirectory() as base:
             write_base(fixture.base, Path(base))
             quantize(Path(base), fixture.recipe, fixture.base.config["vocab_size"], folder)
-        decoded = decompress(folder) if fixture.recipe.compress else {}
+
+
+def described(fixture: Fixture) -> dict[str, object]:
+    """How a fixture was made."""
     how: dict[str, object] = {"note": fixture.note, "made_by": "transformers"}
     if fixture.recipe is not None:
         recipe = asdict(fixture.recipe)
         how |= {"made_by": "llm-compressor", "recipe": {key: recipe[key] for key in recipe if recipe[key]}}
+    if fixture.library:
+        how["made_by"] = f"{how['made_by']}, compressed-tensors {fixture.library}"
+    return how
+
+
+def make(fixture: Fixture, folder: Path) -> None:
+    """Makes one fixture in a new folder."""
+    write_published(fixture, folder)
+    how = described(fixture)
+    if fixture.refused:
+        write_json(folder, how, {"refused": fixture.refused})
+        return
+    decoded = decompress(folder) if fixture.recipe is not None and fixture.recipe.compress else {}
     every = fixture.recipe is not None and len(fixture.recipe.groups) > 1
-    write_expected(folder, how, decoded, expected_logits(folder, fixture, decoded), every)
+    logits = expected_logits(folder, fixture, decoded)
+    write_expected(folder, how, decoded, logits, every if fixture.numbers else None)
+
+
+def make_sparse(row: Sparse, folder: Path) -> None:
+    """Makes one fixture in a format that only older libraries write."""
+    how = described(row)
+    with tempfile.TemporaryDirectory() as name:
+        source = Path(name)
+        write_published(row, source)
+        shutil.copytree(source, folder)
+        tensors = read(source)
+        stored, config = row.store(tensors, json.loads((source / "config.json").read_text()))
+        save_file(stored, folder / "model.safetensors", metadata={"format": "pt"})
+        (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+        if row.refused:
+            write_json(folder, how, {"refused": row.refused})
+            return
+        decoded = decompress(source) if row.recipe is not None else {}
+        write_expected(folder, how, decoded, expected_logits(source, row, decoded), every=None)
+        expanded = {name: tensor for name, tensor in tensors.items() if _is_expanded(name, tensor, stored)}
+        write_json(folder, how, {"decoded": digests(decoded), "expanded": digests(expanded)})
+
+
+def _is_expanded(name: str, tensor: torch.Tensor, stored: Tensors) -> bool:
+    sparse = f"{name}.bitmask" in stored or f"{name.removesuffix('.weight')}.bitmask" in stored
+    return sparse and name.endswith(".weight") and tensor.dtype in (torch.bfloat16, torch.float32)
 
 
 def rewrite(row: Rewrite, folder: Path, source: Path) -> None:
@@ -224,7 +282,6 @@ def rewrite(row: Rewrite, folder: Path, source: Path) -> None:
 
 def write_readme(out: Path) -> None:
     """Lists the fixtures that are in the folder, one line each."""
-    rows: list[Fixture | Rewrite] = [*FIXTURES, *REWRITES]
     lines = [
         "# Fixtures",
         "",
@@ -236,9 +293,9 @@ def write_readme(out: Path) -> None:
         "| Folder | Made by | Note |",
         "|---|---|---|",
     ]
-    for row in rows:
-        described = json.loads((out / row.name / "expected.json").read_text())
-        lines.append(f"| `{row.name}` | {described['made_by']} | {described['note']} |")
+    for row in ROWS:
+        how = json.loads((out / row.name / "expected.json").read_text())
+        lines.append(f"| `{row.name}` | {how['made_by']} | {how['note']} |")
     (out / "README.md").write_text("\n".join(lines) + "\n")
 
 
@@ -246,22 +303,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", metavar="NAME", help="names of fixtures")
     parser.add_argument("--out", type=Path, default=ROOT / "tests" / "fixtures", help="where to write")
+    parser.add_argument("--no-list", action="store_true", help="don't write README.md and matching.json")
     options = parser.parse_args()
     make_all(options.out, options.only)
-    write_readme(options.out)
+    if not options.no_list:
+        write_readme(options.out)
+        write_matching(options.out / "matching.json")
 
 
 def make_all(out: Path, only: list[str] | None = None) -> None:
     """Makes the fixtures of the given names, or all, under ``out``; a rewrite needs its source there."""
     torch.set_num_threads(1)
-    rows: list[Fixture | Rewrite] = [*FIXTURES, *REWRITES]
-    for row in rows:
+    for row in ROWS:
         if only is not None and row.name not in only:
             continue
         folder = out / row.name
         shutil.rmtree(folder, ignore_errors=True)
         if isinstance(row, Rewrite):
             rewrite(row, folder, out / row.source)
+        elif isinstance(row, Sparse):
+            make_sparse(row, folder)
+        elif row.library and row.library != version("compressed-tensors"):
+            command = [sys.executable, __file__, "--out", str(out), "--no-list", "--only", row.name]
+            subprocess.run(command, check=True, env=environment(row.library), stdout=subprocess.DEVNULL)
         else:
             make(row, folder)
         print(row.name, flush=True)

@@ -78,6 +78,10 @@ CODES: dict[str, Code] = {
         "A config group contradicts itself, or pairs weights and activations that mean nothing together.",
         "Correct the group; the message names the key.",
     ),
+    "scheme-dialect": Code(
+        "A config group is written as another tool writes it, and its keys mean something else.",
+        "Name that tool's method as quant_method, or export for compressed-tensors.",
+    ),
     "pattern-invalid": Code("A target or ignore entry is not a regular expression.", "Correct the entry."),
     "pattern-timeout": Code("A regular expression takes too long on a module's name.", "Simplify the entry."),
     "pattern-no-match": Code(
@@ -103,6 +107,10 @@ CODES: dict[str, Code] = {
     "fake-quantized": Code(
         "Full-precision weights beside scales: the file was saved uncompressed.",
         "Nothing to do: the stored weights are used, the scales aren't.",
+    ),
+    "sparse-expanded": Code(
+        "A module is stored sparse, as a bitmask and the values that aren't zero.",
+        "Nothing to do: it is expanded when it is loaded, and takes the memory of a dense one.",
     ),
     "tensors-disagree": Code(
         "A module's tensors don't fit each other or their config group.",
@@ -137,6 +145,10 @@ CODES: dict[str, Code] = {
         "A scale is zero over weights that aren't, negative, infinite or not a number.", "Quantize again."
     ),
     "weight-nan": Code("A weight holds codes that are not a number.", "Quantize again."),
+    "sparse-invalid": Code(
+        "Mask, values, offsets and shape of a sparse tensor don't agree.",
+        "The file is damaged: fetch it again, or report the producer.",
+    ),
     "code-range": Code("A code is outside of its bits.", "The file is damaged, or num_bits is wrong."),
     "act-order-invalid": Code("weight_g_idx doesn't give every group its columns.", "Quantize again."),
     "act-order-absent": Code(
@@ -180,7 +192,7 @@ CODES: dict[str, Code] = {
     "sampling-range": Code("A sampling option is out of its range.", "The message names the range."),
     "logits-not-finite": Code(
         "The model computed NaN or infinity: damaged weights or scales, or a model that overflows.",
-        "Compare the checkpoint with its original; `fewbits inspect` shows what each layer is.",
+        "`fewbits verify` names the module where it begins; compare the checkpoint with its original.",
     ),
     # Tokenizer and chat template
     "tokenizer-missing": Code(

@@ -11,6 +11,13 @@ from dataclasses import dataclass
 from fewbits.codes import CODES
 
 
+def printable(text: str) -> str:
+    """A line with everything escaped that would do something to a terminal: names come from files."""
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+
+
 @dataclass(frozen=True, slots=True)
 class Notice:
     """A warning, or an error of a plan that is collected instead of raised. `module` is "" for the whole file."""
@@ -24,7 +31,8 @@ class Notice:
             raise KeyError(f"{self.code} is not in the table of codes")
 
     def __str__(self) -> str:
-        return f"{self.code}: {self.module}: {self.text}" if self.module else f"{self.code}: {self.text}"
+        where = f"{self.module}: " if self.module else ""
+        return printable(f"{self.code}: {where}{self.text}")
 
 
 class FewbitsError(Exception):
@@ -64,7 +72,7 @@ class FewbitsError(Exception):
         lines += [f"  {line}" for line in self.details]
         if self.hint:
             lines += ["", f"hint: {self.hint}"]
-        return "\n".join(lines)
+        return "\n".join(map(printable, lines))
 
 
 class CheckpointError(FewbitsError):

@@ -89,22 +89,22 @@ def load(
     only_reference = ops.name == "reference"
     require_runnable(planned, allow_reference or only_reference)
     rows = [row for row in planned.rows if row.runs]
-    total = sum(_stored_bytes(checkpoint, row) for row in rows)
+    total = sum(stored_bytes(checkpoint, row) for row in rows)
     params: dict[str, Any] = {}
     notices: list[Notice] = []
     done = 0
     with checkpoint.reader(reuse=True) as reused, checkpoint.reader() as kept:
         for row in rows:
-            size = _stored_bytes(checkpoint, row)
+            size = stored_bytes(checkpoint, row)
             if row.kind == "norm":
-                params[row.name] = ops.vector(_norm(row, kept))
+                params[row.name] = ops.vector(norm_vector(planned, row, kept))
             else:
                 # The reference keeps views of what it is given; native kernels copy into their own layout.
                 reference = only_reference or row.executed_as == "reference"
                 reader = kept if reference else reused
                 reader.reset(size)
                 linear, found = decode(planned, row, reader)
-                kernel = _kernel(row, linear, only_reference, allow_reference)
+                kernel = kernel_for(row, linear, only_reference, allow_reference)
                 if linear.spec != row.spec and kernel.reference and not reference:
                     linear, _ = decode(planned, row, kept)
                 params[row.name] = (kernel, kernel.pack(linear))
@@ -112,7 +112,7 @@ def load(
             done += size
             if progress is not None:
                 progress(done, total)
-        cache_layers = planned.model.cache_layers(planned.cache_dtype, _kv_scales(planned, kept))
+        cache_layers = planned.model.cache_layers(planned.cache_dtype, kv_scales(planned, kept))
     decoder = Decoder(planned.model, params, ops)
     return Loaded(checkpoint, planned, decoder, ops, cache_layers, notices)
 
@@ -140,7 +140,7 @@ def load_linear(
         raise PlanError("header-only", "the files have headers but no data", module=name)
     with planned.checkpoint.reader() as reader:
         linear, _ = decode(planned, row, reader)
-    kernel = _kernel(row, linear, False, allow_reference)
+    kernel = kernel_for(row, linear, False, allow_reference)
     run = kernel.bind([kernel.pack(linear)])
 
     def call(x: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -150,7 +150,7 @@ def load_linear(
     return call
 
 
-def _kernel(row: Row, linear: QLinear, only_reference: bool, allow_reference: bool) -> Kernel:
+def kernel_for(row: Row, linear: QLinear, only_reference: bool, allow_reference: bool) -> Kernel:
     """The plan's kernel; chosen anew where the data made another spec of it than the headers."""
     op: Op = "embedding" if row.kind == "embedding" else "linear"
     if only_reference:
@@ -164,18 +164,16 @@ def _kernel(row: Row, linear: QLinear, only_reference: bool, allow_reference: bo
     return choice.kernel
 
 
-def _stored_bytes(checkpoint: Checkpoint, row: Row) -> int:
+def stored_bytes(checkpoint: Checkpoint, row: Row) -> int:
     return sum(checkpoint.tensors[name].nbytes for name in row.tensors)
 
 
-def _norm(row: Row, reader: TensorReader) -> NDArray[np.float32]:
-    values = reader.read(f"{row.stored}.weight").astype(np.float32)
-    if not np.isfinite(values).all():
-        raise CheckpointError("weight-nan", "holds values that are not finite", module=f"{row.stored}.weight")
-    return values
+def norm_vector(planned: LoadPlan, row: Row, reader: TensorReader) -> NDArray[np.float32]:
+    linear, _ = decode(planned, row, reader)
+    return linear.weight.dequantize().astype(np.float32).reshape(-1)
 
 
-def _kv_scales(planned: LoadPlan, reader: TensorReader) -> dict[int, tuple[list[float], list[float]]]:
+def kv_scales(planned: LoadPlan, reader: TensorReader) -> dict[int, tuple[list[float], list[float]]]:
     found = {}
     for layer, names in planned.kv_scales.items():
         heads = planned.model.layers[layer].attention.kv_heads

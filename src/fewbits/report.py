@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from typing import IO, Any
 
 import regex
 
-from fewbits.errors import FewbitsError
+from fewbits.errors import FewbitsError, printable
 from fewbits.plan import LoadPlan, Row
 from fewbits.spec import WHOLE, ActSpec, WeightSpec
 
@@ -19,6 +20,7 @@ SCHEMA = 1
 def to_json(plan: LoadPlan) -> dict[str, Any]:
     """The object of `fewbits inspect --json`; keys may be added, never renamed."""
     readable = plan.failure is None
+    weight, act = cache(_weight), cache(_act)  # thousands of modules share a spec and a shape
     return {
         "schema": SCHEMA,
         "model": {
@@ -27,7 +29,22 @@ def to_json(plan: LoadPlan) -> dict[str, Any]:
             "bytes": plan.nbytes,
             "format": plan.format.name if plan.format is not None else None,
         },
-        "modules": [_module(row) for row in plan.rows],
+        "modules": [
+            {
+                "name": row.name,
+                "kind": row.kind,
+                "shape": list(row.shape),
+                "weight": weight(row.spec.weight, row.shape) if row.spec.weight.quantized else None,
+                "act": act(row.spec.act) if row.spec.act is not None else None,
+                "dtype": row.dtype,
+                "tensors": list(row.tensors),
+                "decided_by": row.decided_by,
+                "kernel": row.kernel.name if row.kernel is not None else None,
+                "executed_as": row.executed_as,
+                "reason": row.reason,
+            }
+            for row in plan.rows
+        ],
         "leftovers": {
             "tensors": plan.leftover_tensors,
             "config_keys": plan.config_keys,
@@ -44,28 +61,13 @@ def to_json(plan: LoadPlan) -> dict[str, Any]:
 
 
 def write_json(plan: LoadPlan, stream: IO[str]) -> None:
-    json.dump(to_json(plan), stream, ensure_ascii=False, separators=(", ", ": "))
+    # json.dump would go through the encoder in Python: 7.5 s in place of 3 for a million tensors.
+    stream.write(json.dumps(to_json(plan), ensure_ascii=False))
     stream.write("\n")
 
 
 def _notice_line(code: str, module: str, text: str) -> str:
     return f"{code}: {module}: {text}"
-
-
-def _module(row: Row) -> dict[str, Any]:
-    return {
-        "name": row.name,
-        "kind": row.kind,
-        "shape": list(row.shape),
-        "weight": _weight(row.spec.weight, row.shape) if row.spec.weight.quantized else None,
-        "act": _act(row.spec.act) if row.spec.act is not None else None,
-        "dtype": row.dtype,
-        "tensors": list(row.tensors),
-        "decided_by": row.decided_by,
-        "kernel": row.kernel.name if row.kernel is not None else None,
-        "executed_as": row.executed_as,
-        "reason": row.reason,
-    }
 
 
 def _weight(spec: WeightSpec, shape: tuple[int, ...]) -> dict[str, Any]:
@@ -197,20 +199,21 @@ def print_table(plan: LoadPlan, stream: IO[str]) -> None:
         "refused": "red",
         "not_run": "dim",
     }
-    for name, count, row in _folded(plan.rows):
+    lines = list(_folded(plan.rows))
+    for name, count, row in lines:
         how = row.kernel.name if row.kernel is not None else row.executed_as
         shape = "x".join(str(size) for size in row.shape)
         cells = (name, str(count), shape, str(row.spec), how, row.decided_by)
-        table.add_row(*(Text(cell) for cell in cells), style=styles[row.executed_as])
+        table.add_row(*(Text(printable(cell)) for cell in cells), style=styles[row.executed_as])
     console.print(table)
-    _print_rest(plan, console, Text)
-
-
-def _print_rest(plan: LoadPlan, console: Any, text: Any) -> None:
     reasons: dict[str, str] = {}
-    for _, _, row in _folded(plan.rows):
+    for _, _, row in lines:
         if row.executed_as in ("reference", "dequantized", "not_run") and row.reason:
             reasons.setdefault(f"{row.executed_as}: {row.spec}", row.reason)
+    _print_rest(plan, reasons, console, Text)
+
+
+def _print_rest(plan: LoadPlan, reasons: dict[str, str], console: Any, text: Any) -> None:
     blocks = (
         ("why not native", [f"{what}: {why}" for what, why in reasons.items()], ""),
         ("tensors that belong to no module", plan.leftover_tensors, ""),
@@ -223,7 +226,7 @@ def _print_rest(plan: LoadPlan, console: Any, text: Any) -> None:
             console.print()
             console.print(text(f"{title}:", style="bold"))
             for line in lines[:20]:
-                console.print(text(f"  {line}", style=style))
+                console.print(text(f"  {printable(line)}", style=style))
             if len(lines) > 20:
                 console.print(text(f"  … and {len(lines) - 20} more (--json lists them all)"))
     if plan.failure is None:

@@ -54,6 +54,35 @@ def test_refuses_what_json_is_not(data, says):
     assert len(str(caught.value)) < 500
 
 
+_BLANKS = st.text(" \t\r\n", max_size=2)
+_NAMES = st.sampled_from(["a", "b", "a:b", ":", "\\u003a", "\\u0061", '\\"', ""])
+
+
+def _object(draw: st.DrawFn, depth: int) -> tuple[str, bool]:
+    """The text of an object, and whether some object in it has a key twice."""
+    texts, names, twice = [], [], False
+    for _ in range(draw(st.integers(0, 3))):
+        name = draw(_NAMES)
+        text = draw(st.sampled_from(["1", '":"', '[{"a": 1}]', '[{"a": 1, "a": 2}]', "{}", "object"]))
+        twice |= text == '[{"a": 1, "a": 2}]'
+        if text == "object":
+            text, inner = _object(draw, depth - 1) if depth else ("null", False)
+            twice |= inner
+        texts.append(f'{draw(_BLANKS)}"{name}"{draw(_BLANKS)}:{draw(_BLANKS)}{text}')
+        names.append(json.loads(f'"{name}"'))
+    return "{" + ",".join(texts) + "}", twice or len(set(names)) < len(names)
+
+
+@given(st.data())
+def test_a_key_twice_is_found_wherever_it_stands(data):
+    text, twice = _object(data.draw, 3)
+    if twice:
+        with pytest.raises(CheckpointError, match="stands twice"):
+            strict_json.parse(text.encode(), "config.json", "json-invalid")
+    else:
+        assert strict_json.parse(text.encode(), "config.json", "json-invalid") == json.loads(text)
+
+
 def test_surrogate_pairs_are_characters():
     assert strict_json.parse(b'{"a": "\\ud83d\\ude00"}', "x", "json-invalid") == {"a": "\N{GRINNING FACE}"}
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 from make import block, integers, llama, llama_tensors, write
 
 from fewbits.checkpoint.config import Config
 from fewbits.errors import FewbitsError
 from fewbits.formats.compressed_tensors.config import PRESETS, QuantConfig, Scheme, act_spec, parse, weight_spec
-from fewbits.load import inspect
+from fewbits.load import inspect, load, load_linear
 
 
 def config(data: dict[str, Any]) -> Config:
@@ -63,6 +64,11 @@ def one_group(**keys: Any) -> Scheme:
         ({"num_bits": 4, "group_size": 32, "actorder": "weight"}, "int4 g32"),
         ({"num_bits": 4, "group_size": 32, "actorder": "static"}, "int4 g32"),
         ({"num_bits": 4, "group_size": 32, "actorder": False}, "int4 g32"),
+        ({"num_bits": 8, "strategy": "channel", "actorder": "static"}, "int8 channel"),
+        (
+            {"type": "float", "strategy": "block", "block_structure": [128, 128], "actorder": "weight"},
+            "fp8 128x128",
+        ),
         ({"observer": None, "observer_kwargs": {"a": 1}, "zp_dtype": "torch.int8"}, "int8 tensor"),
         *[({"num_bits": bits, "strategy": "channel"}, f"int{bits} channel") for bits in range(1, 9)],
     ],
@@ -219,6 +225,69 @@ def test_a_group_without_weights_quantizes_none():
     assert one_group(weights=None).spec is None
     scheme = one_group(input_activations={"type": "float"})
     assert scheme.spec is None and str(scheme.inputs) == "fp8 tensor static" and scheme.problem is None
+
+
+@pytest.mark.parametrize("key", ["weights", "input_activations", "output_activations"])
+def test_an_empty_object_has_every_default(key):
+    """As the owner's library reads it: int8, one scale for the tensor, static. Not the same as null."""
+    scheme = one_group(**{"weights": {"num_bits": 4, "group_size": 32}, key: {}})
+    assert scheme.problem is None
+    assert (
+        str(scheme.spec)
+        == {
+            "weights": "int8 tensor × a16",
+            "input_activations": "int4 g32 × int8 tensor static",
+            "output_activations": "int4 g32 × a16",
+        }[key]
+    )
+    assert (str(scheme.outputs) == "int8 tensor static") == (key == "output_activations")
+    null = one_group(**{"weights": {"num_bits": 4, "group_size": 32}, key: None})
+    assert (null.spec is None) == (key == "weights") and null.inputs is None and null.outputs is None
+
+
+def test_an_empty_object_is_read():
+    data = {"config_groups": {"a": {"targets": ["Linear"], "weights": {}}}, "kv_cache_scheme": {}}
+    block = parse(config(data))
+    assert str(block.kv_cache) == "int8 tensor static" and list(block.config.leftovers()) == []
+
+
+def test_weights_of_defaults_in_a_file(tmp_path):
+    stored = integers(64, 64, 8, tensor=True, plain=True)
+    plan = inspect(write(tmp_path, llama_tensors(q_proj=stored), llama(block({}, ["re:.*q_proj"]))))
+    assert plan.errors == [] and {str(row.spec) for row in plan.rows if row.name.endswith("q_proj")} == {
+        "int8 tensor × a16"
+    }
+
+
+DIALECTS = [[4, 3], (8,), {"weights": 4}, "(4, 3)", "e4m3", "nvfp4", "4,3", []]
+
+
+@pytest.mark.parametrize("bits", DIALECTS, ids=str)
+@pytest.mark.parametrize("part", ["weights", "input_activations"])
+def test_other_tools_num_bits_are_refused_by_name(tmp_path, bits, part):
+    bits = list(bits) if isinstance(bits, tuple) else bits
+    stored = integers(64, 64, 4, 32)
+    arguments = {"weights": stored.weights} | {part: {"num_bits": bits, "type": "float"}}
+    quantization = block(None) | {"config_groups": {"group_0": {"targets": ["re:.*q_proj"], **arguments}}}
+    plan = inspect(write(tmp_path, llama_tensors(q_proj=stored), llama(quantization)))
+    [error] = plan.errors
+    assert error.code == "scheme-dialect" and error.module.endswith("q_proj")
+    assert f"num_bits is {bits!r}" in error.text and f"group_0.{part}.num_bits" in error.text
+
+
+@pytest.mark.parametrize("named", [{"quant_method": "modelopt"}, {"quant_algo": "NVFP4"}, {"quant_algo": "FP8"}])
+def test_groups_of_another_tool_are_refused_by_its_name(tmp_path, named):
+    """ModelOpt's config_groups look alike and mean something else: static inputs, scales that multiply."""
+    group = {"targets": ["Linear"], "weights": {"num_bits": 4, "type": "float", "group_size": 16, "dynamic": False}}
+    plan = inspect(write(tmp_path, llama_tensors(), llama({"config_groups": {"group_0": group}, **named})))
+    [error] = plan.errors
+    assert error.code == "format-unknown" and next(iter(named.values())) in error.text
+
+
+def test_a_block_without_a_name_is_this_format():
+    group = {"targets": ["Linear"], "weights": {"num_bits": 4, "group_size": 32}}
+    for data in ({"config_groups": {"a": group}}, {"sparsity_config": {"format": "sparse-bitmask"}}):
+        assert parse(config(data)).config is not None
 
 
 FOURS = {"num_bits": 4, "type": "float", "strategy": "tensor_group", "group_size": 16}
@@ -479,6 +548,36 @@ def test_transforms_that_cant_be_read(group):
 @pytest.mark.parametrize("transforms", [{}, None, {"config_groups": {}}])
 def test_no_transforms(transforms):
     assert parsed(transform_config=transforms).online_transforms == []
+
+
+def transforms_of(folder, location):
+    applied = [{"targets": ["re:.*q_proj"], "location": "weight_input"}, {"targets": ["Linear"], "location": location}]
+    stored = integers(64, 64, 4, 32)
+    quantization = block(stored.weights, ["re:.*q_proj"])
+    quantization["transform_config"] = {"config_groups": {"R4": {"type": "hadamard", "apply": applied}}}
+    return write(folder, llama_tensors(q_proj=stored), llama(quantization)), stored
+
+
+@pytest.mark.parametrize("location", ["input", "output", "q_attn", "k_cache"])
+def test_a_model_that_is_rotated_at_run_time_is_refused_by_name(tmp_path, location):
+    folder, _ = transforms_of(tmp_path, location)
+    planned = inspect(folder)
+    [error] = planned.errors
+    assert error.code == "transform-online" and error.text.startswith(f"R4 at {location}")
+    for run in (lambda: load(folder, allow_reference=True), lambda: load_linear(folder, "lm_head")):
+        with pytest.raises(FewbitsError) as caught:
+            run()
+        assert caught.value.code == "transform-online"
+
+
+@pytest.mark.parametrize("location", ["weight_input", "weight_output"])
+def test_a_model_that_was_rotated_before_runs(tmp_path, location):
+    """The stored weights are the rotated ones: nothing is done to them."""
+    folder, stored = transforms_of(tmp_path, location)
+    assert inspect(folder).errors == []
+    load(folder)
+    y = load_linear(folder, "model.layers.0.self_attn.q_proj")(np.eye(64, dtype=np.float32))
+    np.testing.assert_allclose(y.T, stored.values, rtol=1e-5)
 
 
 def test_offline_transforms_are_in_the_weights_already():

@@ -10,7 +10,23 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from make import BF16, E4M3, Raw, Stored, block, dense, fp8, integers, mx, nvfp4, packed, write
+from make import (
+    BF16,
+    E4M3,
+    Raw,
+    Stored,
+    block,
+    dense,
+    fp8,
+    integers,
+    llama,
+    llama_tensors,
+    mx,
+    nibbles,
+    nvfp4,
+    packed,
+    write,
+)
 
 from fewbits.errors import CheckpointError, Notice
 from fewbits.load import decode, inspect
@@ -215,45 +231,6 @@ def test_e8m0_255_is_no_number(tmp_path):
     tensors = {"weight": np.ones((1, 32), E4M3), "weight_scale": np.array([[255]], np.uint8)}
     error = fails(tmp_path, tensors, {"type": "float", "group_size": 32, "scale_dtype": "torch.uint8"})
     assert (error.code, error.module) == ("scale-invalid", "x.y.weight_scale")
-
-
-# ---- written and read back ---------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("group", [16, 32, None])
-@pytest.mark.parametrize("bits", range(1, 9))
-@pytest.mark.parametrize("form", ["symmetric", "asymmetric", "padded", "plain"])
-def test_written_integers_come_back(tmp_path, bits, group, form):
-    """Every shape of T39; odd heights end their packed zero points inside a word."""
-    options = {"asymmetric": form != "symmetric", "padded": form == "padded", "plain": form == "plain"}
-    for rows, columns in [(1, 32), (3, 64), (8, 96), (16, 128), (40, 32)]:
-        stored = integers(rows, columns, bits, group, seed=rows + bits, **options)
-        version = {"version": "0.15.0" if form == "padded" else "0.19.0"}
-        weight = read(tmp_path / f"{rows}", stored.tensors, stored.weights, **version).weight
-        assert weight.shape == (rows, columns)
-        np.testing.assert_array_equal(weight.dequantize(), stored.values)
-
-
-FLOATS = {
-    "fp8 channel": lambda rows, columns: fp8(rows, columns),
-    "fp8 blocks": lambda rows, columns: fp8(rows, columns, (3, 24)),
-    "nvfp4": nvfp4,
-    "mxfp4": lambda rows, columns: mx(rows, columns, 4),
-    "mxfp6": lambda rows, columns: mx(rows, columns, 6),
-    "mxfp8": lambda rows, columns: mx(rows, columns, 8),
-    "bfloat16": lambda rows, columns: dense(rows, columns),
-    "float16": lambda rows, columns: dense(rows, columns, np.float16),
-    "float32": lambda rows, columns: dense(rows, columns, np.float32),
-}
-
-
-@pytest.mark.parametrize("name", FLOATS)
-def test_written_floats_come_back(tmp_path, name):
-    for rows, columns in [(1, 32), (3, 64), (8, 96), (16, 128)]:
-        stored = FLOATS[name](rows, columns)
-        weight = read(tmp_path / f"{rows}", stored.tensors, stored.weights).weight
-        # The divisor of NVFP4 becomes a multiplier once, in float64: its quotients may differ in the last place.
-        np.testing.assert_allclose(weight.dequantize(), stored.values, rtol=4e-16 if name == "nvfp4" else 0)
 
 
 @given(
@@ -543,6 +520,55 @@ def test_tensors_that_disagree_with_their_group(tmp_path, name):
     assert code == "tensors-disagree" and text.startswith("config_groups.group_0: ")
 
 
+# K, group size, and how many columns of scales a writer might have made of it.
+UNEVEN = [(80, 32, 3), (80, 32, 2), (48, 32, 2), (100, 16, 7), (100, 128, 1), (24, 16, 2), (36, 8, 4)]
+
+
+@pytest.mark.parametrize(("columns", "group", "scales"), UNEVEN)
+@pytest.mark.parametrize("form", ["packed", "plain", "fp8", "nvfp4", "mxfp4"])
+def test_columns_that_dont_divide_into_groups(tmp_path, columns, group, scales, form):
+    """A named error with the two numbers, whatever the writer did with the rest."""
+    random = np.random.default_rng(0)
+    scale = random.uniform(0.01, 0.02, (8, scales)).astype(BF16)
+    weights = {"num_bits": 4, "group_size": group}
+    codes = random.integers(0, 16, (8, columns))
+    if form == "packed":
+        tensors = {"weight_packed": packed(codes, 4), "weight_shape": np.array([8, columns])}
+    elif form == "plain":
+        tensors = {"weight": (codes - 8).astype(np.int8)}
+    elif form == "fp8":
+        tensors, weights = {"weight": codes.astype(E4M3)}, {"type": "float", "group_size": group}
+    else:
+        tensors = {"weight_packed": nibbles(codes)}
+        weights |= {"type": "float"}
+        if form == "nvfp4":
+            weights |= {"strategy": "tensor_group"}
+            tensors["weight_global_scale"] = np.ones(1, np.float32)
+            scale = scale.astype(E4M3)
+        else:
+            weights |= {"scale_dtype": "torch.uint8"}
+            scale = np.full((8, scales), 120, np.uint8)
+    code, text = refused(tmp_path, tensors | {"weight_scale": scale}, weights)
+    assert code == "tensors-disagree" and f"{columns} columns don't divide into groups of {group}" in text
+
+
+def test_columns_that_dont_divide_and_end_in_the_same_word(tmp_path):
+    """62 codes of 4 bits take as many words as 64: the family knows K, else weight_shape's data says it at load."""
+    codes = np.random.default_rng(0).integers(0, 16, (64, 62))
+    tensors = {
+        "weight_packed": packed(codes, 4),
+        "weight_scale": np.full((64, 2), 0.01, BF16),
+        "weight_shape": np.array([64, 62]),
+    }
+    weights = {"num_bits": 4, "group_size": 32}
+    error = fails(tmp_path / "unknown", tensors, weights)
+    assert error.code == "tensors-disagree" and "[64, 62]" in error.what and "groups of 32" in error.what
+    stored = Stored(tensors, weights, codes)
+    config = llama(block(weights, ["re:.*q_proj"]), hidden_size=62, intermediate_size=96, head_dim=32)
+    planned = inspect(write(tmp_path / "known", llama_tensors(q_proj=stored), config))
+    assert any("62 columns don't divide into groups of 32" in error.text for error in planned.errors)
+
+
 def test_packed_weights_in_three_dimensions(tmp_path):
     stored = integers(8, 64, 4, 32)
     tensors = stored.tensors | {"weight_packed": np.zeros((1, 8, 8), np.int32)}
@@ -603,15 +629,6 @@ def test_unused_input_scales_are_named(tmp_path):
     planned = plan_one(tmp_path, tensors, stored.weights)
     assert "act-scale-unused" in {warning.code for warning in planned.warnings}
     assert planned.leftover_tensors == []
-
-
-@pytest.mark.parametrize("prefix", ["", "weight."])
-def test_sparse_files_are_refused_by_name(tmp_path, prefix):
-    tensors = {f"{prefix}bitmask": np.zeros((8, 8), np.uint8), f"{prefix}compressed": np.zeros(3, BF16)}
-    code, text = refused(tmp_path, tensors, None)
-    assert code == "format-refused" and "bitmask" in text
-    [row] = plan_one(tmp_path, tensors, None).rows
-    assert sorted(row.tensors) == [f"x.y.{prefix}bitmask", f"x.y.{prefix}compressed"]
 
 
 def test_marlin_24_is_refused_by_name(tmp_path):

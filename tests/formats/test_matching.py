@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 import time
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -91,6 +93,42 @@ def test_regular_expressions_are_those_of_re_match(pattern, name):
 @given(_NAMES, _NAMES)
 def test_exact_names_are_exact(pattern, name):
     assert (Patterns([pattern], "here").match(name, "other") == pattern) == (pattern == name)
+
+
+OWNERS = json.loads((Path(__file__).parents[1] / "fixtures" / "matching.json").read_text())
+
+
+@pytest.mark.parametrize("case", OWNERS["cases"], ids=range(len(OWNERS["cases"])))
+def test_the_owners_library_finds_the_same(case):
+    """tools/fixture_matching.py asked it."""
+    targets, ignore = Patterns(case["targets"], "here"), Patterns(case["ignore"], "here")
+    for name, class_name in OWNERS["modules"].items():
+        kind: ModuleKind = "embedding" if class_name == "Embedding" else "head" if name == "lm_head" else "linear"
+        first, ignored = case["found"].get(name, [None, False])
+        assert targets.match(name, kind) == first, name
+        assert (ignore.match(name, kind) is not None) == ignored, name
+
+
+_PATTERNS = st.one_of(
+    _NAMES,
+    st.lists(_PIECES, max_size=4).map(lambda pieces: "re:" + "".join(pieces)),
+    st.sampled_from(["Linear", "Module"]),
+)
+
+
+@given(st.lists(_PATTERNS, max_size=6), st.lists(_NAMES, max_size=5), st.booleans())
+def test_the_rules_restated(patterns, names, linear):
+    """The name itself; else the first expression in alphabetical order that matches from the start; else a class."""
+    found = Patterns(patterns, "here")
+    hits = set()
+    for name in names:
+        winner = found.match(name, "linear" if linear else "other")
+        regexes = [pattern for pattern in sorted(patterns) if pattern.startswith("re:") and re.match(pattern[3:], name)]
+        classes = [pattern for pattern in sorted(patterns) if linear and pattern in ("Linear", "Module")]
+        candidates = [name] * (name in patterns) + regexes + classes
+        assert winner == (candidates[0] if candidates else None)
+        hits |= set(candidates)
+    assert set(found.without_match()) == set(patterns) - hits
 
 
 @pytest.mark.parametrize(

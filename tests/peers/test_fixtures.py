@@ -55,7 +55,8 @@ def without_versions(value: Any) -> Any:
 
 def test_same_folders(made: Path) -> None:
     assert sorted(path.name for path in made.iterdir() if path.is_dir()) == NAMES
-    assert (made / "README.md").read_text() == (COMMITTED / "README.md").read_text()
+    for name in ("README.md", "matching.json"):
+        assert (made / name).read_text() == (COMMITTED / name).read_text(), name
 
 
 @pytest.mark.parametrize("name", NAMES)

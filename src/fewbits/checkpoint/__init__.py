@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from fewbits.checkpoint import strict_json
+from fewbits.checkpoint.collector import paused
 from fewbits.checkpoint.config import Config
 from fewbits.checkpoint.files import TensorInfo, TensorReader, read_header
 from fewbits.errors import CheckpointError, Notice
@@ -88,7 +89,7 @@ def _shards(folder: Path) -> tuple[list[str], dict[str, str] | None]:
         weight_map = index.get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
             raise CheckpointError("index-invalid", "weight_map must map tensors to files", module=name)
-        if not all(isinstance(file, str) for file in weight_map.values()):
+        if set(map(type, weight_map.values())) != {str}:
             raise CheckpointError("index-invalid", "weight_map must map tensors to names of files", module=name)
         files = sorted(set(weight_map.values()))
         for file in files:
@@ -99,6 +100,7 @@ def _shards(folder: Path) -> tuple[list[str], dict[str, str] | None]:
     return sorted(path.name for path in folder.glob("*.safetensors")), None
 
 
+@paused()
 def open_checkpoint(folder: str | Path) -> Checkpoint:
     """Open a folder: reads its JSON files and the headers of all its safetensors files.
 
@@ -130,10 +132,10 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
             without_data.append(path.name)
         elif any(info.nbytes for info in found.values()):
             with_data.append(path.name)
-        twice = tensors.keys() & found.keys()
-        if twice:
-            other = paths[tensors[min(twice)].file].name
-            raise CheckpointError("tensor-twice", f"is in {other} and in {path.name}", module=min(twice))
+        if not tensors.keys().isdisjoint(found):
+            twice = min(tensors.keys() & found.keys())
+            other = paths[tensors[twice].file].name
+            raise CheckpointError("tensor-twice", f"is in {other} and in {path.name}", module=twice)
         tensors.update(found)
     if without_data and with_data:
         raise CheckpointError(
@@ -149,6 +151,8 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
 
 def _compare_with_index(checkpoint: Checkpoint, weight_map: dict[str, str]) -> None:
     files = [path.name for path in checkpoint.paths]
+    if weight_map == {name: files[info.file] for name, info in checkpoint.tensors.items()}:
+        return
     for name, file in weight_map.items():
         info = checkpoint.tensors.get(name)
         if info is None or files[info.file] != file:

@@ -25,10 +25,29 @@ def _constant(text: str) -> Any:
     raise ValueError(f"{text} is not JSON")
 
 
+def _keys(value: Any) -> int:
+    """Keys of an object and of the objects in it, layer by layer; lists are not looked into."""
+    count, layer = 0, [value] if isinstance(value, dict) else []
+    while layer:
+        count += sum(map(len, layer))
+        layer = [child for outer in layer for child in outer.values() if type(child) is dict]
+    return count
+
+
+def _surely_unique(data: bytes, value: Any) -> bool:
+    """Whether no key stands twice, by counting: each key of the text has a colon of its own, so as many colons as keys
+    that were kept means that none was dropped. A tenth of the time that a hook on each object takes.
+    """
+    return data.count(b":") == _keys(value)
+
+
 def parse(data: bytes, source: str, code: str) -> dict[str, Any]:
     """The object that `data` holds. Raises CheckpointError(`code`) naming `source` when it isn't one."""
     try:
-        value = json.loads(data.decode("utf-8"), object_pairs_hook=_object, parse_constant=_constant)
+        text = data.decode("utf-8")
+        value = json.loads(text, parse_constant=_constant)
+        if not _surely_unique(data, value):
+            json.loads(text, object_pairs_hook=_object)
         if b"\\ud" in data or b"\\uD" in data:
             json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair is no character
     except RecursionError:

@@ -35,4 +35,5 @@ def claim(checkpoint: Checkpoint) -> Dense:
     if block is None:
         return Dense(None)
     block.ignore(*block.data)
-    return Dense(str(block.data.get("quant_method", "without a name")))
+    named = block.data.get("quant_method") or block.data.get("quant_algo")  # the latter is ModelOpt's
+    return Dense(str(named or "without a name"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 from numpy.typing import NDArray
 
@@ -18,8 +18,7 @@ Arrays = Mapping[str, NDArray[Any]]
 Warn = Callable[[str, str], None]  # code of the warning, its text
 
 
-@dataclass(frozen=True, slots=True)
-class StoredModule:
+class StoredModule(NamedTuple):
     """One module as stored: the part of its tensors' names behind the module's own → header entry.
 
     `expected` is [N, K] where the model's family knows it. `peek` reads a small tensor's data, None in a
@@ -37,13 +36,13 @@ class StoredModule:
 class Resolved:
     """What a format made of one module, from config and headers alone.
 
-    `layout` names the decoder inside the format. `claimed` are the suffixes that this module explains; those left
-    are leftovers. `notices` are (code, text). `error` (code, text) means that the module can't be run: a fault of
-    the file, or a scheme that is recognised and refused.
+    `shape` is [N, K], of a dense tensor its own. `layout` names the decoder inside the format. `claimed` are the
+    suffixes that this module explains; those left are leftovers. `notices` are (code, text). `error` (code, text)
+    means that the module can't be run: a fault of the file, or a scheme that is recognised and refused.
     """
 
     spec: QuantSpec
-    shape: tuple[int, int]
+    shape: tuple[int, ...]
     dtype: str
     layout: str
     decided_by: str

@@ -13,6 +13,8 @@ from fewbits.spec import WeightSpec
 
 Array = NDArray[Any]
 
+_CODES_AT_ONCE = 1 << 22
+
 
 def fits(shape: tuple[int, ...], spec: WeightSpec, weight: tuple[int, int]) -> bool:
     """Whether a stored scale of `shape` can belong to a weight of shape `weight`: `[]`, `[N]`, `[N, 1]`… by count."""
@@ -24,6 +26,22 @@ def fits(shape: tuple[int, ...], spec: WeightSpec, weight: tuple[int, int]) -> b
 def normalise(scale: Array, spec: WeightSpec, weight: tuple[int, int]) -> Array:
     """The scale in the shape [ceil(N/rows), ceil(K/columns)]."""
     return scale.reshape(spec.blocks_of(weight))
+
+
+def positive(stored: Array, tensor: str) -> float:
+    """The one number of a scale for a whole tensor. It and its reciprocal must be positive and finite in float32.
+
+    Raises CheckpointError scale-invalid, naming the tensor.
+    """
+    values = stored.astype(np.float64).reshape(-1)
+    if values.size == 1:
+        with np.errstate(over="ignore", divide="ignore"):
+            scale = np.float32(values[0])
+            fine = np.isfinite(scale) and scale > 0 and np.isfinite(np.float32(1) / scale)
+        if fine:
+            return float(values[0])
+    text = f"one positive number is needed, not {values[:4].tolist()}"
+    raise CheckpointError("scale-invalid", text, module=tensor)
 
 
 def check(weight: QWeight, module: str, suffix: str) -> None:
@@ -39,7 +57,7 @@ def check(weight: QWeight, module: str, suffix: str) -> None:
         empty = scale == 0
         if not empty.any():
             return
-        bad = empty & _blocks_with_values(weight)
+        bad = _over_values(weight, empty)
         if not bad.any():
             return
     row, column = (int(index[0]) for index in np.nonzero(bad))
@@ -50,6 +68,18 @@ def check(weight: QWeight, module: str, suffix: str) -> None:
         details=(f"found: {int(bad.sum())} such scales of {scale.size}",),
         hint="the file is damaged, or was written from a model that had overflowed; quantize it again",
     )
+
+
+def _over_values(weight: QWeight, empty: Array) -> Array:
+    """Which of the `empty` blocks (bool, of the scale's shape) hold a value other than zero."""
+    height = weight.spec.block_of(weight.shape)[0]
+    step = max(1, _CODES_AT_ONCE // max(height * weight.shape[1], 1))
+    found = np.zeros_like(empty)
+    for begin in range(0, len(empty), step):
+        if empty[begin : begin + step].any():
+            rows = weight.rows(begin * height, min((begin + step) * height, weight.shape[0]))
+            found[begin : begin + step] = _blocks_with_values(rows)
+    return found & empty
 
 
 def _blocks_with_values(weight: QWeight) -> Array:

@@ -14,37 +14,40 @@ _SUFFIXES = frozenset(
     bitmask compressed row_offsets shape meta scale_packed""".split()
 )
 _SPARSE = ("bitmask", "compressed", "row_offsets", "shape")
+_WEIGHTS = ("weight", "weight_packed", "bitmask", "weight.bitmask", "weight_packed.bitmask")  # as many dimensions
 
 Modules = dict[str, dict[str, TensorInfo]]
 
 
-def group(tensors: Mapping[str, TensorInfo], apart: Iterable[str]) -> tuple[Modules, list[str]]:
-    """Module → suffix → tensor, and the tensors whose names end like no module's. Those in `apart` are left out."""
+def group(tensors: Mapping[str, TensorInfo]) -> tuple[Modules, list[str]]:
+    """Module → suffix → tensor, and the tensors whose names end like no module's."""
     modules: Modules = {}
     loose = []
-    skipped = set(apart)
     for name, info in tensors.items():
-        if name in skipped:
-            continue
         module, _, suffix = name.rpartition(".")
-        if suffix in _SPARSE and module.endswith(".weight"):  # the sparse files of 2024: <module>.weight.bitmask
-            module, suffix = module.removesuffix(".weight"), f"weight.{suffix}"
-        if module and (suffix in _SUFFIXES or suffix.startswith("weight.")):
-            modules.setdefault(module, {})[suffix] = info
+        if suffix in _SPARSE:  # files of 2024 have any tensor in parts: <module>.weight.bitmask, <module>.bias.bitmask
+            owner, _, whole = module.rpartition(".")
+            if owner and whole in _SUFFIXES:
+                module, suffix = owner, f"{whole}.{suffix}"
+        if module and (suffix in _SUFFIXES or suffix.rpartition(".")[2] in _SPARSE):
+            stored = modules.get(module)
+            if stored is None:
+                stored = modules[module] = {}
+            stored[suffix] = info
         else:
             loose.append(name)
     return modules, loose
 
 
-def expert_parents(tensors: Iterable[str]) -> set[str]:
+def expert_parents(names: Iterable[str]) -> set[str]:
     """Modules that hold experts: their `gate` is a router."""
-    return {name.partition(".experts.")[0] for name in tensors if ".experts." in name}
+    return {name.partition(".experts.")[0] for name in names if ".experts." in name}
 
 
 def kind_of(name: str, tensors: Mapping[str, TensorInfo], parents: set[str]) -> ModuleKind:
     """The kind of a module that no family names, from its name and its tensors' dimensions."""
     last = name.rpartition(".")[2]
-    weight = tensors.get("weight") or tensors.get("weight_packed")
+    weight = next((tensors[suffix] for suffix in _WEIGHTS if suffix in tensors), None)
     dimensions = len(weight.shape) if weight is not None else 0
     if ".experts." in f"{name}.":
         return "expert"
@@ -54,10 +57,10 @@ def kind_of(name: str, tensors: Mapping[str, TensorInfo], parents: set[str]) -> 
         return "embedding"
     if last in ("gate", "router") and dimensions == 2 and name.rpartition(".")[0] in parents:
         return "router"
-    if dimensions == 1 and "weight" in tensors:
+    if dimensions == 1 and "weight_packed" not in tensors:
         return "norm"
     if dimensions == 2:
         return "linear"
     if dimensions > 2:
         return "conv"
-    return "linear" if "compressed" in tensors or "weight.compressed" in tensors else "other"
+    return "other"

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 from fewbits.checkpoint import Checkpoint
+from fewbits.checkpoint.collector import paused
 from fewbits.checkpoint.config import HARMLESS
 from fewbits.checkpoint.files import DTYPES, TensorInfo
 from fewbits.errors import FewbitsError, Notice
-from fewbits.formats import kv_scales, open_format
+from fewbits.formats import open_format
 from fewbits.formats.resolved import ModuleKind, Resolved, StoredModule
 from fewbits.kernels import Op, choose
+from fewbits.plan import kv_cache
 from fewbits.plan.modules import expert_parents, group, kind_of
 from fewbits.plan.rows import ExecutedAs, Execution, Family, LoadPlan, Need, Row
 from fewbits.spec import QuantSpec
@@ -25,6 +26,7 @@ _MOST_EXPERTS = 100_000  # rows for stacked experts; a header of 100 bytes may c
 _EXPERT = Execution("not_run", "experts aren't computed yet")
 
 
+@paused()
 def plan(checkpoint: Checkpoint, family: Family | None = None) -> LoadPlan:
     """Resolve every module of a checkpoint. Reads no weights; faults are collected in `errors`, not raised.
 
@@ -56,8 +58,9 @@ class _Planner:
         self.errors = _Notices()
         self.plan.format = self.format = open_format(checkpoint)
         self.needs = self._configure(family)
-        self.kv = kv_scales.find(checkpoint.tensors)
+        self._dtype_of_config = self._config_dtype()
         self._executions: dict[tuple[Op, QuantSpec, tuple[int, ...]], Execution] = {}
+        self._known: dict[tuple[int, ModuleKind], tuple[str, Execution]] = {}
         self._not_part = Execution("not_run", f"not part of the {self.plan.family} decoder")
         self._reader = checkpoint.reader()
         self._experts_seen = 0
@@ -79,8 +82,9 @@ class _Planner:
 
     def run(self) -> LoadPlan:
         plan, tensors = self.plan, self.checkpoint.tensors
-        modules, loose = group(tensors, (name for scales in self.kv.values() for name in scales.owners))
-        parents = expert_parents(tensors)
+        modules, loose = group(tensors)
+        scales = kv_cache.take_scales(modules, loose)
+        parents = expert_parents(modules) | expert_parents(loose)
         with self._reader:
             for name, stored in modules.items():
                 need = self.needs.get(name)
@@ -98,9 +102,9 @@ class _Planner:
         if self.needs:
             order = {name: place for place, name in enumerate(self.needs)}
             plan.rows.sort(key=lambda row: order.get(row.name, len(order)))
-        self._claim_kv_scales()
-        claimed = {name for row in plan.rows for name in row.tensors}
-        plan.leftover_tensors = sorted(tensors.keys() - claimed)
+        kv_cache.show_scales(plan, scales)
+        kv_cache.choose_cache(plan, scales, self.format.report().kv_cache, self._dtype_of_config, self.warnings.add)
+        plan.leftover_tensors.sort()
         if plan.leftover_tensors:
             first = plan.leftover_tensors[0]
             unused = f"{len(plan.leftover_tensors)} tensors belong to no module, the first is {first}"
@@ -115,9 +119,9 @@ class _Planner:
     def _module(self, name: str, kind: ModuleKind, stored: dict[str, TensorInfo]) -> None:
         need = self.needs.get(name)
         expected = (need.shape[0], need.shape[1]) if need is not None and len(need.shape) == 2 else None
-        weight = stored.get("weight")
+        weight = stored.get("weight") or stored.get("weight_packed")
         if weight is not None and len(weight.shape) == 3 and (".experts" in name or ".moe." in name):
-            self._stacked(name, stored)
+            self._stacked(name, stored, weight.shape[0])
             return
 
         def peek(suffix: str) -> Any:
@@ -126,61 +130,48 @@ class _Planner:
         resolved = self.format.resolve(StoredModule(name, kind, stored, expected, peek))
         for code, text in resolved.notices:
             self.warnings.add(code, name, text)
-        shape: tuple[int, ...] = resolved.shape
-        if resolved.layout == "dense" and weight is not None and len(weight.shape) != 2:
-            shape = weight.shape
+        # Thousands of modules are alike; a format gives these the same object.
+        key = (id(resolved), kind)
+        known = self._known.get(key) if need is None and "bias" not in stored else None
+        if known is None:
+            known = (self._dtype(resolved), self._execution(name, kind, resolved, stored.get("bias")))
+            if resolved.error is None and known[1].executed_as != "refused":
+                self._known[key] = known
+        dtype, execution = known
+        claimed, decided_by = resolved.claimed, resolved.decided_by
         self.plan.rows.append(
-            Row(
-                name,
-                kind,
-                shape,
-                resolved.spec,
-                self._dtype(resolved),
-                tuple([f"{name}.{suffix}" for suffix in resolved.claimed]),
-                resolved.decided_by,
-                self._execution(name, kind, shape, resolved),
-                name,
-                resolved,
-            )
+            Row(name, kind, resolved.shape, resolved.spec, dtype, claimed, decided_by, execution, name, resolved)
         )
+        if len(claimed) != len(stored):
+            self._unclaimed(name, stored, claimed)
 
-    def _execution(self, name: str, kind: ModuleKind, shape: tuple[int, ...], resolved: Resolved) -> Execution:
+    def _execution(self, name: str, kind: ModuleKind, resolved: Resolved, bias: TensorInfo | None) -> Execution:
         need = self.needs.get(name)
-        problem = resolved.error or self._bad_bias(name, kind, shape)
+        problem = resolved.error or _bad_bias(bias, kind, resolved.shape)
         if self.needs and need is None:  # stored, and no part of the model: its faults are no errors
             if problem is not None:
                 self.warnings.add(problem[0], name, problem[1])
             return self._not_part
         if problem is None and need is not None:
-            problem = self._unfit(need, shape, resolved.spec)
+            problem = self._unfit(need, resolved)
         if problem is not None:
             self.errors.add(problem[0], name, problem[1])
             return Execution("refused", problem[1])
-        return self._choose(name, kind, shape, resolved.spec)
+        return self._choose(name, kind, resolved.shape, resolved.spec)
 
-    def _unfit(self, need: Need, shape: tuple[int, ...], spec: QuantSpec) -> tuple[str, str] | None:
+    def _unfit(self, need: Need, resolved: Resolved) -> tuple[str, str] | None:
         """What keeps a stored module from filling its place in the model."""
-        if tuple(shape) != tuple(need.shape):
-            return "shape-mismatch", f"has shape {list(shape)}, the config makes it {list(need.shape)}"
-        bias = self.checkpoint.tensors.get(f"{need.name}.bias")
-        if need.bias == "yes" and bias is None:
+        if tuple(resolved.shape) != tuple(need.shape):
+            return "shape-mismatch", f"has shape {list(resolved.shape)}, the config makes it {list(need.shape)}"
+        has_bias = any(suffix.partition(".")[0] == "bias" for suffix in resolved.claimed)
+        if need.bias == "yes" and not has_bias:
             return "bias-missing", f"the {self.plan.family} family has a bias here, none is stored"
-        if bias is not None and need.kind in ("norm", "embedding"):
+        if has_bias and need.kind in ("norm", "embedding"):
             return "tensors-disagree", f"has a bias, which no {need.kind} of the {self.plan.family} family has"
-        if bias is not None and need.bias == "no":
+        if has_bias and need.bias == "no":
             self.warnings.add("bias-unexpected", need.name, "a bias is stored though the config says none; it is added")
-        if need.kind == "norm" and spec.weight.quantized:
-            return "tensors-disagree", f"a norm stored as {spec.weight}"
-        return None
-
-    def _bad_bias(self, name: str, kind: ModuleKind, shape: tuple[int, ...]) -> tuple[str, str] | None:
-        bias = self.checkpoint.tensors.get(f"{name}.bias")
-        if bias is None or kind in ("conv", "other"):
-            return None
-        if bias.shape != shape[:1]:
-            return "shape-mismatch", f"has a bias of shape {list(bias.shape)} and {shape[0]} rows"
-        if bias.dtype not in ("F32", "F16", "BF16", "F64"):
-            return "tensors-disagree", f"has a bias of dtype {bias.dtype}"
+        if need.kind == "norm" and resolved.spec.weight.quantized:
+            return "tensors-disagree", f"a norm stored as {resolved.spec.weight}"
         return None
 
     def _choose(self, name: str, kind: ModuleKind, shape: tuple[int, ...], spec: QuantSpec) -> Execution:
@@ -195,53 +186,69 @@ class _Planner:
             choice = choose(op, spec, (shape[0], shape[1]), allow_reference=True)
             why = "; ".join(f"{kernel}: {sentence}" for kernel, sentence in choice.declined)
             how: ExecutedAs = "refused"
+            nbytes = 0
             if choice.kernel is not None:
                 how = "reference" if choice.kernel.reference else "native"
-            found = self._executions[key] = Execution(how, why, choice.kernel, choice.declined)
+                nbytes = choice.kernel.nbytes(spec, (shape[0], shape[1]))
+            found = self._executions[key] = Execution(how, why, choice.kernel, choice.declined, nbytes)
         if found.kernel is None:
             self.errors.add("kernel-none", name, f"no kernel runs {spec}: {found.reason}")
         return found
 
-    def _stacked(self, name: str, stored: dict[str, TensorInfo]) -> None:
-        """Experts stacked in one tensor [E, N, K]: a row each, none of them run yet."""
-        spec = self.format.resolve(StoredModule(name, "expert", stored)).spec
-        self._experts(name, stored["weight"], QuantSpec(spec.weight), tuple(f"{name}.{suffix}" for suffix in stored))
+    def _stacked(self, name: str, stored: dict[str, TensorInfo], count: int, loose: bool = False) -> None:
+        """Experts stacked in tensors [E, N, …]: a row for each, with what one of them is. None is run yet.
 
-    def _experts(self, name: str, info: TensorInfo, spec: QuantSpec, tensors: tuple[str, ...]) -> None:
+        `loose`: there is one tensor, called like the module, which no format explains.
+        """
+        one = {
+            suffix: info._replace(shape=info.shape[1:])
+            if info.shape[:1] == (count,) and suffix != "weight_shape"
+            else info
+            for suffix, info in stored.items()
+        }
+        resolved = self.format.resolve(StoredModule(name, "expert", one))
+        claimed, problem = resolved.claimed, resolved.error
+        others: tuple[str, ...] = ()
+        if loose:
+            claimed, others, problem = (), (name,), None
+        else:
+            self._unclaimed(name, stored, claimed)
+        for code, text in resolved.notices:
+            self.warnings.add(code, name, text)
+        self._experts_seen += count
+        shape, execution = resolved.shape, _EXPERT
         parent, _, projection = name.rpartition(".")
-        self._experts_seen += info.shape[0]
+        names: Iterator[str] = (f"{parent}[{expert}].{projection}" for expert in range(count))
         if self._experts_seen > _MOST_EXPERTS:
-            text = f"is a stack of {info.shape[0]} experts, which makes more than {_MOST_EXPERTS} in all"
-            self.errors.add("tensors-disagree", name, text)
-            dtype, refused = DTYPES[info.dtype][1].name, Execution("refused", text)
-            self.plan.rows.append(Row(name, "expert", info.shape, spec, dtype, tensors, "its tensors", refused, name))
-            return
-        for expert in range(info.shape[0]):
+            text = f"is a stack of {count} experts, which makes more than {_MOST_EXPERTS} in all"
+            shape, problem, names = (count, *shape), ("tensors-disagree", text), iter((name,))
+        if problem is not None:
+            self.errors.add(problem[0], name, problem[1])
+            execution = Execution("refused", problem[1])
+        dtype, decided_by = self._dtype(resolved), resolved.decided_by
+        for row in names:
             self.plan.rows.append(
-                Row(
-                    f"{parent}[{expert}].{projection}",
-                    "expert",
-                    info.shape[1:],
-                    spec,
-                    DTYPES[info.dtype][1].name,
-                    tensors,
-                    "its tensors",
-                    _EXPERT,
-                    name,
-                )
+                Row(row, "expert", shape, resolved.spec, dtype, claimed, decided_by, execution, name, others=others)
             )
 
     def _loose(self, name: str) -> None:
         """A tensor with a name of its own: a leftover in a known family, else a row of kind `other`."""
         if self.needs or name.endswith(_NO_USE):
+            self.plan.leftover_tensors.append(name)
             return
         info = self.checkpoint.tensors[name]
-        spec = self.format.resolve(StoredModule(name, "other", {"weight": info})).spec
         if len(info.shape) == 3 and ".experts." in name:
-            self._experts(name, info, spec, (name,))
-        else:
-            dtype = DTYPES[info.dtype][1].name
-            self.plan.rows.append(Row(name, "other", info.shape, spec, dtype, (name,), "its name", _NOT_COMPUTED, name))
+            self._stacked(name, {"weight": info}, info.shape[0], loose=True)
+            return
+        spec = self.format.resolve(StoredModule(name, "other", {"weight": info})).spec
+        dtype = DTYPES[info.dtype][1].name
+        own = (name,)
+        self.plan.rows.append(
+            Row(name, "other", info.shape, spec, dtype, (), "its name", _NOT_COMPUTED, name, others=own)
+        )
+
+    def _unclaimed(self, name: str, stored: dict[str, TensorInfo], claimed: tuple[str, ...]) -> None:
+        self.plan.leftover_tensors += [f"{name}.{suffix}" for suffix in stored if suffix not in claimed]
 
     def _missing(self, need: Need, rows: Mapping[str, Row]) -> None:
         owner = rows.get(need.tied_to) if need.tied_to is not None else None
@@ -257,13 +264,13 @@ class _Planner:
         if owner.runs:
             execution = self._choose(need.name, need.kind, owner.shape, owner.spec)
         tied = f"tied to {owner.name}"
-        self.plan.rows.append(replace(owner, name=need.name, kind=need.kind, decided_by=tied, execution=execution))
+        self.plan.rows.append(owner._replace(name=need.name, kind=need.kind, decided_by=tied, execution=execution))
 
     def _dtype(self, resolved: Resolved) -> str:
-        """Of a quantized module: the config's dtype, else that of its scales."""
-        if not resolved.spec.weight.quantized:
+        """Of a quantized module, or one that is refused: the config's dtype, else that of its scales."""
+        if resolved.dtype and not resolved.spec.weight.quantized:
             return resolved.dtype
-        return self._config_dtype() or resolved.dtype or "bfloat16"
+        return self._dtype_of_config or resolved.dtype or "bfloat16"
 
     def _config_dtype(self) -> str:
         config = self.checkpoint.config
@@ -271,45 +278,6 @@ class _Planner:
         return text.removeprefix("torch.")
 
     # ---- the rest ----------------------------------------------------------------------------------------------
-
-    def _claim_kv_scales(self) -> None:
-        """Give the cache's scales to their projections' rows, and decide how the cache is kept."""
-        plan = self.plan
-        dtypes: dict[str, Literal["f32", "bf16", "f16"]] = {"float32": "f32", "float16": "f16"}
-        embedding = next((row.dtype for row in plan.rows if row.kind == "embedding"), "")
-        plan.cache_dtype = dtypes.get(self._config_dtype() or embedding, "bf16")
-        names = {row.name for row in plan.rows}
-        siblings = {row.name.rpartition(".")[0]: row.name for row in reversed(plan.rows)}
-        owners: dict[str, list[str]] = {}
-        for attention, scales in self.kv.items():
-            for tensor, owner in scales.owners.items():
-                # Where projections are stored fused: the first module of the attention.
-                owner = owner if owner in names else siblings.get(attention, owner)
-                owners.setdefault(owner, []).append(tensor)
-        plan.rows = [
-            replace(row, tensors=(*row.tensors, *owners[row.name])) if row.name in owners else row for row in plan.rows
-        ]
-        scheme = self.format.report().kv_cache
-        complete = {name: scales for name, scales in self.kv.items() if scales.k and scales.v}
-        if scheme is None:
-            if complete:
-                text = "scales of a KV cache are stored, but the config has no scheme for it; the cache stays float"
-                self.warnings.add("kv-scales-unused", next(iter(complete)), text)
-            return
-        if scheme.kind != "float" or scheme.bits != 8 or scheme.dynamic or not scheme.symmetric:
-            text = f"a KV cache of {scheme} isn't supported; it stays {plan.cache_dtype}"
-            self.warnings.add("kv-scheme-unsupported", "", text)
-            return
-        if plan.model is None:
-            return
-        for layer in range(len(plan.model.layers)):
-            name = f"model.layers.{layer}.self_attn"
-            if name in complete:
-                plan.kv_scales[layer] = (complete[name].k, complete[name].v)
-            else:
-                text = f"no scales for its KV cache are stored; it stays {plan.cache_dtype}"
-                self.warnings.add("kv-scales-missing", name, text)
-        plan.kv_cache = scheme if plan.kv_scales else None
 
     def _report(self) -> None:
         plan, report = self.plan, self.format.report()
@@ -332,14 +300,21 @@ class _Planner:
 
     def _parameters(self) -> int:
         """Logical weights, norms and biases, each once."""
-        seen: set[str] = set()
+        tensors = self.checkpoint.tensors
         total = 0
         for row in self.plan.rows:
-            if row.tied:
-                continue
-            total += math.prod(row.shape)
-            bias = f"{row.name}.bias"
-            if bias in row.tensors and bias not in seen:
-                seen.add(bias)
-                total += math.prod(self.checkpoint.tensors[bias].shape)
+            if row.stored == row.name or row.kind == "expert":  # no tied head
+                total += math.prod(row.shape)
+                if row.resolved is not None and "bias" in row.resolved.claimed:
+                    total += math.prod(tensors[f"{row.stored}.bias"].shape)
         return total
+
+
+def _bad_bias(bias: TensorInfo | None, kind: ModuleKind, shape: tuple[int, ...]) -> tuple[str, str] | None:
+    if bias is None or kind in ("conv", "other"):
+        return None
+    if bias.shape != shape[:1]:
+        return "shape-mismatch", f"has a bias of shape {list(bias.shape)} and {shape[0]} rows"
+    if bias.dtype not in ("F32", "F16", "BF16", "F64"):
+        return "tensors-disagree", f"has a bias of dtype {bias.dtype}"
+    return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 from fewbits.checkpoint import Checkpoint
 from fewbits.checkpoint.config import Config
@@ -47,20 +47,22 @@ class Family(Protocol):
 class Execution:
     """What is done with a module, and why not better.
 
-    `declined` holds each candidate kernel's name and its reason. Norms have no kernel of their own.
+    `declined` holds each candidate kernel's name and its reason. Norms have no kernel of their own. `packed_bytes` is
+    what the kernel makes of the weight, in memory.
     """
 
     executed_as: ExecutedAs
     reason: str = ""
     kernel: Kernel | None = None
     declined: tuple[tuple[str, str], ...] = ()
+    packed_bytes: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(NamedTuple):
     """One module. `shape` is [N, K], that of the tensor for norms and convolutions.
 
     `stored` names the module whose tensors are decoded: another one for a tied head, or for one of stacked experts.
+    Its tensors are those of `suffixes`, and beside them the `others`, by their whole names.
     """
 
     name: str
@@ -68,11 +70,16 @@ class Row:
     shape: tuple[int, ...]
     spec: QuantSpec
     dtype: str
-    tensors: tuple[str, ...]
+    suffixes: tuple[str, ...]
     decided_by: str
     execution: Execution
     stored: str
     resolved: Resolved | None = None
+    others: tuple[str, ...] = ()
+
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        return (*[f"{self.stored}.{suffix}" for suffix in self.suffixes], *self.others)
 
     @property
     def executed_as(self) -> ExecutedAs:
@@ -132,8 +139,8 @@ class LoadPlan:
         """Resident bytes after packing, embeddings and norms included."""
         total = 0
         for row in self.rows:
-            if row.kernel is not None and row.runs:
-                total += row.kernel.nbytes(row.spec, row.matrix)
+            if row.kernel is not None:
+                total += row.execution.packed_bytes
             elif row.runs:
                 total += 4 * math.prod(row.shape)
         return total

@@ -6,6 +6,7 @@ other and the tensors are unambiguous, the tensors win and the plan carries a wa
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -13,63 +14,32 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fewbits.checkpoint import Checkpoint
-from fewbits.checkpoint.config import Config
 from fewbits.checkpoint.files import DTYPES
-from fewbits.errors import CheckpointError, Notice
+from fewbits.errors import Notice
 from fewbits.formats import scales
+from fewbits.formats.compressed_tensors import activations, sparse
 from fewbits.formats.compressed_tensors import config as schemes
-from fewbits.formats.compressed_tensors.layouts import (
+from fewbits.formats.compressed_tensors.decoding import check_finite
+from fewbits.formats.compressed_tensors.find import find_config
+from fewbits.formats.compressed_tensors.headers import (
+    DENSE_DTYPES,
     FLOAT_DTYPES,
-    LAYOUTS,
-    Layout,
     Mismatch,
     dense_spec,
-    layout_of,
-    with_scale_dtype,
+    with_stored_scales,
 )
+from fewbits.formats.compressed_tensors.layouts import LAYOUTS, Layout, layout_of
 from fewbits.formats.compressed_tensors.matching import NEVER_TARGETS, Patterns
 from fewbits.formats.resolved import Arrays, FormatReport, Resolved, StoredModule, Warn
 from fewbits.qweight import QLinear
-from fewbits.spec import ActSpec, QuantSpec, WeightSpec
+from fewbits.spec import QuantSpec, WeightSpec
 
-_ACT_SUFFIXES = ("input_scale", "input_zero_point", "input_global_scale")
+__all__ = ["CompressedTensors", "claim", "find_config"]
+
 _OUTPUT_SUFFIXES = ("output_scale", "output_zero_point")
-_REFUSED = {
-    "meta": ("format-refused", "marlin-24 is a GPU kernel's own layout, which never had a decoder"),
-    "scale_packed": ("format-refused", "marlin-24 is a GPU kernel's own layout, which never had a decoder"),
-    "bitmask": ("format-refused", "sparse bitmask weights aren't decoded yet"),
-    "weight.bitmask": ("format-refused", "sparse bitmask weights aren't decoded yet"),
-}
+_BESIDE = (*activations.SUFFIXES, *_OUTPUT_SUFFIXES, "bias")  # what any layout may have
+_MARLIN_24 = ("meta", "scale_packed")
 _OPEN = WeightSpec("float", 0)  # of modules whose tensors don't tell
-
-
-def find_config(checkpoint: Checkpoint) -> Config | None:
-    """The quantization block, from every place where it is found in the wild; None where there is none."""
-    top = checkpoint.config.fallback or checkpoint.config
-    for outer in (top, checkpoint.config, *_nested(top)):
-        for key in ("quantization_config", "compression_config", "quantization"):
-            # params.json's `quantization` may be anything; under the other keys only an object is one.
-            fits = key != "quantization" or isinstance(outer.data.get(key), dict)
-            block = outer.sub(key) if fits else None
-            if block is None:
-                continue
-            inner = block.sub("quantization_config") if "quantization_config" in block else None
-            if inner is not None:
-                block.ignore("sparsity_config", "quant_method")
-            return inner or block
-    return None
-
-
-def _nested(top: Config) -> list[Config]:
-    subs = []
-    for key, value in top.data.items():
-        places = ("quantization_config", "compression_config")
-        if isinstance(value, dict) and key not in places and any(place in value for place in places):
-            sub = top.sub(key)
-            if sub is not None:
-                sub.ignore(*(name for name in sub.data if name not in places))
-                subs.append(sub)
-    return subs
 
 
 def claim(checkpoint: Checkpoint) -> CompressedTensors | None:
@@ -78,9 +48,9 @@ def claim(checkpoint: Checkpoint) -> CompressedTensors | None:
     if config is None:
         return None
     method = str(config.data.get("quant_method", "")).lower().replace("_", "-")
-    if method == "compressed-tensors" or (not method and "config_groups" in config):
-        return CompressedTensors(schemes.parse(config))
-    return None
+    # quant_algo is ModelOpt's, whose config_groups mean something else. Files of 2024 that are only sparse say no more.
+    unnamed = not method and "quant_algo" not in config and ("config_groups" in config or "sparsity_config" in config)
+    return CompressedTensors(schemes.parse(config)) if method == "compressed-tensors" or unnamed else None
 
 
 class CompressedTensors:
@@ -114,8 +84,8 @@ class CompressedTensors:
         if ignored is not None:
             decided_by = f"ignore entry {ignored}"
         # Thousands of modules share a rule, a scheme and shapes: their names play no part from here on.
-        signature = tuple((suffix, info.dtype, info.shape) for suffix, info in module.tensors.items())
-        key = (target, decided_by, module.kind, module.expected, signature)
+        stored = [info[:2] for info in module.tensors.values()]  # dtype and shape
+        key = (target, decided_by, module.kind, module.expected, *module.tensors, *stored)
         known = self._memory.get(key)
         if known is None:
             peeked: list[str] = []
@@ -124,7 +94,7 @@ class CompressedTensors:
                 peeked.append(suffix)
                 return module.peek(suffix)
 
-            known = self._resolve(replace(module, peek=peek), scheme, ignored is not None)
+            known = self._resolve(module._replace(peek=peek), scheme, ignored is not None)
             known = known if known.decided_by else replace(known, decided_by=decided_by)
             if not peeked:  # what the data of this module decided is its own
                 self._memory[key] = known
@@ -132,9 +102,11 @@ class CompressedTensors:
 
     def _resolve(self, module: StoredModule, scheme: schemes.Scheme | None, ignored: bool) -> Resolved:
         tensors = module.tensors
-        for suffix, error in _REFUSED.items():
-            if suffix in tensors:
-                return _failed(module, "", error)
+        if any(suffix in tensors for suffix in _MARLIN_24):
+            text = "marlin-24 is a GPU kernel's own layout, which never had a decoder"
+            return _failed(module, "", ("format-refused", text))
+        if sparse.prefixes(tensors):
+            return self._resolve_sparse(module, scheme, ignored)
         dense = dense_spec(module)
         layout = layout_of(tensors)
         if layout is None:
@@ -160,6 +132,22 @@ class CompressedTensors:
         text = f"the config ignores it, but it is stored as {resolved.spec.weight}; it runs as stored"
         return replace(resolved, notices=(*resolved.notices, ("ignored-but-quantized", text)), decided_by="its tensors")
 
+    def _resolve_sparse(self, module: StoredModule, scheme: schemes.Scheme | None, ignored: bool) -> Resolved:
+        try:
+            whole = sparse.expanded(module)
+        except Mismatch as mismatch:
+            return _failed(module, "", ("sparse-invalid", str(mismatch)))
+        resolved = self._resolve(whole, scheme, ignored)
+        bias = whole.tensors.get("bias")
+        if bias is not None and (bias.dtype not in DENSE_DTYPES or bias.shape != resolved.shape[:1]):
+            text = f"has a bias of {bias.dtype} {list(bias.shape)} and {resolved.shape[0]} rows"
+            return _failed(module, "", ("tensors-disagree", text))
+        notices = resolved.notices
+        if resolved.error is None:
+            text = "stored sparse, as a bitmask and values; it is expanded when it is loaded, and runs as"
+            notices = (*notices, ("sparse-expanded", f"{text} {resolved.spec}"))
+        return replace(resolved, claimed=sparse.stored(resolved.claimed, module), notices=notices)
+
     def _dense(self, module: StoredModule, weight: WeightSpec, layout: Layout, expected: QuantSpec | None) -> Resolved:
         notices = []
         if "weight_scale" in module.tensors:
@@ -168,7 +156,7 @@ class CompressedTensors:
         elif expected is not None and module.kind not in NEVER_TARGETS:
             text = f"the config says {expected}, but it is stored as {weight}; it runs as stored"
             notices.append(("targeted-but-dense", text))
-        unused = ("weight_scale", "weight_zero_point", *_ACT_SUFFIXES, *_OUTPUT_SUFFIXES)
+        unused = ("weight_scale", "weight_zero_point", "weight_g_idx", "weight_shape", "weight_global_scale")
         shape = layout.shape(module, weight)
         return Resolved(
             QuantSpec(weight),
@@ -176,7 +164,7 @@ class CompressedTensors:
             weight.number,
             layout.name,
             "its tensors" if notices else "",
-            _present(module, layout.suffixes, unused, ("bias",)),
+            _present(module, layout.suffixes, unused, _BESIDE),
             tuple(notices),
         )
 
@@ -188,20 +176,21 @@ class CompressedTensors:
         if weight.act_order and "weight_g_idx" not in tensors:
             # The owner's library leaves such an index at -1, which it reads as plain groups.
             notices.append(("act-order-absent", "an activation order without weight_g_idx; groups are taken in order"))
-        weight = with_scale_dtype(tensors, weight)
+        weight = with_stored_scales(tensors, weight)
         shape = layout.shape(module, weight)
         weight = replace(weight, act_order="weight_g_idx" in tensors)
         act, error = scheme.spec.act, None
-        needed = _static_suffix(act)
+        needed = activations.needed(act)
         if needed is not None and needed not in tensors:
             error = ("scale-missing", f"{act} activations need {needed}, which isn't stored")
-        if act is None:
-            left = [suffix for suffix in _ACT_SUFFIXES if suffix in tensors]
-            if left:
-                notices.append(("act-scale-unused", f"{', '.join(left)} stored, but activations aren't quantized"))
+        elif act is not None and act.global_scale != weight.global_scale:
+            error = ("scheme-contradiction", schemes.unpaired(weight, act))
+        unused = activations.unused(tensors, act)
+        if unused is not None:
+            notices.append(("act-scale-unused", unused))
         if "output_scale" in tensors:
             notices.append(("output-scale-unused", "a static output scale is stored; outputs stay unquantized"))
-        claimed = _present(module, layout.suffixes, _ACT_SUFFIXES, _OUTPUT_SUFFIXES, ("bias",))
+        claimed = _present(module, layout.suffixes, _BESIDE)
         dtype = _module_dtype(module, weight)
         return Resolved(QuantSpec(weight, act), shape, dtype, layout.name, "", claimed, tuple(notices), error)
 
@@ -210,7 +199,7 @@ class CompressedTensors:
         try:
             spec = layout.spec(module, self.config.version) or self._likely(module, layout)
             if spec is not None:
-                spec = with_scale_dtype(module.tensors, spec)
+                spec = with_stored_scales(module.tensors, spec)
                 shape = layout.shape(module, spec)
         except Mismatch as mismatch:
             return _failed(module, layout.name, ("tensors-disagree", f"{why}, and {mismatch}"))
@@ -218,10 +207,13 @@ class CompressedTensors:
             text = f"stored quantized, but {why} and the tensors leave bits or group size open"
             return _failed(module, layout.name, ("tensors-open", text))
         code = "ignored-but-quantized" if why == "the config ignores it" else "unmatched-but-quantized"
-        notice = (code, f"{why}, but it is stored as {spec}; it runs as stored")
-        claimed = _present(module, layout.suffixes, _ACT_SUFFIXES, _OUTPUT_SUFFIXES, ("bias",))
+        notices = [(code, f"{why}, but it is stored as {spec}; it runs as stored")]
+        unused = activations.unused(module.tensors, None)
+        if unused is not None:
+            notices.append(("act-scale-unused", unused))
+        claimed = _present(module, layout.suffixes, _BESIDE)
         dtype = _module_dtype(module, spec)
-        return Resolved(QuantSpec(spec), shape, dtype, layout.name, "its tensors", claimed, (notice,))
+        return Resolved(QuantSpec(spec), shape, dtype, layout.name, "its tensors", claimed, tuple(notices))
 
     def _likely(self, module: StoredModule, layout: Layout) -> WeightSpec | None:
         """Where bits or group size are open: the one weight spec of the config's groups that the tensors can hold."""
@@ -229,7 +221,7 @@ class CompressedTensors:
         for scheme in self.config.schemes:
             if scheme.spec is not None:
                 try:
-                    layout.shape(module, with_scale_dtype(module.tensors, scheme.spec.weight))
+                    layout.shape(module, with_stored_scales(module.tensors, scheme.spec.weight))
                     fitting.add(scheme.spec.weight)
                 except Mismatch:
                     pass
@@ -240,29 +232,17 @@ class CompressedTensors:
     def decode(self, module: str, resolved: Resolved, arrays: Arrays, warn: Warn) -> QLinear:
         """Arrays by suffix → canonical form. Raises CheckpointError for values that no kernel may meet."""
         layout = next(layout for layout in LAYOUTS if layout.name == resolved.layout)
-        weight = layout.decode(module, resolved.spec.weight, resolved.shape, arrays, warn, self.config.version)
+        if sparse.prefixes(resolved.claimed):
+            arrays = sparse.Expanded(module, arrays, {"weight": resolved.shape})
+        spec, shape = resolved.spec, _matrix(resolved.shape)
+        weight = layout.decode(module, spec.weight, shape, arrays, warn, self.config.version)
         if weight.spec.quantized:
             scales.check(weight, module, "weight_scale")
         bias = arrays.get("bias")
-        if bias is not None and not np.isfinite(bias.astype(np.float32)).all():
-            raise CheckpointError("weight-nan", "holds values that are not finite", module=f"{module}.bias")
-        act = resolved.spec.act
-        static = _static_suffix(act)
-        values: dict[str, float] = {}
-        if static is not None:
-            values[static] = _scalar(module, static, arrays)
-        zero = None
-        if act is not None and not act.symmetric and not act.dynamic:
-            zero = _input_zero_point(module, arrays.get("input_zero_point"))
-        global_scale = values.get("input_global_scale")
-        return QLinear(
-            weight,
-            act,
-            None if bias is None else bias.astype(np.float32),
-            values.get("input_scale"),
-            zero,
-            None if global_scale is None else 1.0 / global_scale,
-        )
+        if bias is not None:
+            check_finite(bias, f"{module}.bias")
+            bias = bias.astype(np.float32)
+        return activations.with_input_scales(module, weight, spec.act, bias, arrays, warn)
 
     # ---- reporting ---------------------------------------------------------------------------------------------
 
@@ -295,34 +275,9 @@ def _present(module: StoredModule, *groups: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(suffix for group in groups for suffix in group if suffix in module.tensors))
 
 
-def _static_suffix(act: ActSpec | None) -> str | None:
-    """The stored scale that a static activation scheme can't do without."""
-    if act is None:
-        return None
-    if act.global_scale:
-        return "input_global_scale"
-    return None if act.dynamic else "input_scale"
-
-
-def _scalar(module: str, suffix: str, arrays: Arrays) -> float:
-    values = arrays[suffix].astype(np.float64).reshape(-1)
-    if values.size != 1 or not np.isfinite(values[0]) or values[0] <= 0:
-        raise CheckpointError(
-            "scale-invalid",
-            f"one positive number is needed, not {values[:4].tolist()}",
-            module=f"{module}.{suffix}",
-        )
-    return float(values[0])
-
-
-def _input_zero_point(module: str, stored: NDArray[Any] | None) -> int:
-    """A signed integer; old writers dropped one that was zero."""
-    if stored is None:
-        return 0
-    if stored.size != 1 or stored.dtype not in (np.int8, np.int32, np.int64) or not -128 <= int(stored.item()) < 128:
-        text = f"one integer of 8 bits is needed, not {stored.dtype} {list(stored.shape)}"
-        raise CheckpointError("code-range", text, module=f"{module}.input_zero_point")
-    return int(stored.item())
+def _matrix(shape: tuple[int, ...]) -> tuple[int, int]:
+    """[N, K] of any dense tensor: a vector is a column."""
+    return (shape[0] if shape else 1, math.prod(shape[1:]))
 
 
 def _module_dtype(module: StoredModule, weight: WeightSpec) -> str:
@@ -347,7 +302,7 @@ def _incomplete(module: StoredModule) -> Resolved:
 
 
 def _rough_shape(module: StoredModule) -> tuple[int, int]:
-    for suffix in ("weight", "weight_packed", "compressed", "weight.compressed"):
+    for suffix in ("weight", "weight_packed", "bitmask", "weight.bitmask"):
         if suffix in module.tensors:
             shape = module.tensors[suffix].shape
             return (shape[0] if shape else 1, shape[-1] if len(shape) > 1 else 1)

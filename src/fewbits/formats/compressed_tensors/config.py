@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from fewbits.checkpoint.config import Config, shorten
 from fewbits.errors import CheckpointError, PlanError
+from fewbits.formats.compressed_tensors.presets import PRESETS
 from fewbits.spec import WHOLE, ActSpec, QuantSpec, WeightSpec
 
 _FLOATS = {4: (2, 1), 6: (2, 3), 8: (4, 3)}  # bits → (exponent, mantissa); 8 is E4M3FN
@@ -22,53 +22,6 @@ _STORAGE_FORMATS = frozenset(
     mxfp6-pack-quantized mxfp8-quantized mixed-precision fakequant sparse-bitmask sparse-24-bitmask marlin-24""".split()
 )
 E8M0 = "float8_e8m0fnu"
-
-
-def _int8_token(bits: int = 8) -> dict[str, Any]:
-    return {"num_bits": bits, "strategy": "token", "dynamic": True}
-
-
-def _fp(bits: int, **more: Any) -> dict[str, Any]:
-    return {"num_bits": bits, "type": "float", **more}
-
-
-def _group(bits: int, symmetric: bool = True) -> dict[str, Any]:
-    return {"num_bits": bits, "strategy": "group", "group_size": 128, "symmetric": symmetric}
-
-
-def _mx(bits: int, dynamic: bool = False) -> dict[str, Any]:
-    return _fp(bits, strategy="group", group_size=32, dynamic=dynamic, scale_dtype="torch.uint8")
-
-
-_NVFP4 = _fp(4, strategy="tensor_group", group_size=16, scale_dtype="torch.float8_e4m3fn")
-_FP8_TOKEN = _fp(8, strategy="token", dynamic=True)
-
-# Preset name → (weights, input_activations): a config group given as a list of targets under such a name.
-PRESETS: dict[str, tuple[dict[str, Any] | None, dict[str, Any] | None]] = {
-    "UNQUANTIZED": (None, None),
-    "W8A8": ({"num_bits": 8, "strategy": "channel"}, _int8_token()),
-    "INT8": ({"num_bits": 8, "strategy": "channel"}, _int8_token()),
-    **{f"W{bits}A16": (_group(bits), None) for bits in range(2, 9)},
-    "W4A16_ASYM": (_group(4, symmetric=False), None),
-    **{f"W{bits}A8": (_group(bits), _int8_token()) for bits in range(2, 8)},
-    **{f"W{bits}A4": (_group(bits), _int8_token(4)) for bits in range(2, 5)},
-    "W4AFP8": (_group(4), _FP8_TOKEN),
-    "FP8": (_fp(8, strategy="tensor"), _fp(8, strategy="tensor")),
-    "FP8_DYNAMIC": (_fp(8, strategy="channel"), _FP8_TOKEN),
-    "FP8_BLOCK": (
-        _fp(8, strategy="block", block_structure=[128, 128]),
-        _fp(8, strategy="group", group_size=128, dynamic=True),
-    ),
-    "NVFP4A16": (_NVFP4, None),
-    "NVFP4": (_NVFP4, {**_NVFP4, "dynamic": "local"}),
-    "MXFP4A16": (_mx(4), None),
-    "MXFP4": (_mx(4), _mx(4, dynamic=True)),
-    "MXFP4XFP8": (_mx(4), _fp(8, strategy="group", group_size=128, dynamic=True)),
-    "MXFP6A16": (_mx(6), None),
-    "MXFP6A8": (_mx(6), _mx(8, dynamic=True)),
-    "MXFP8A16": (_mx(8), None),
-    "MXFP8": (_mx(8), _mx(8, dynamic=True)),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,16 +63,18 @@ def _scale_dtype(config: Config) -> str:
 
 def _number(config: Config) -> tuple[str, int]:
     kind = config.get("type", str, "int").lower()
+    stored = config.data.get("num_bits")
+    if isinstance(stored, (list, dict)) or (isinstance(stored, str) and not stored.isdecimal()):
+        # ModelOpt writes [4, 3] for E4M3; others a number for each part, or the name of a format.
+        text = f"num_bits is {shorten(stored)}, another tool's dialect; compressed-tensors has one integer there"
+        raise PlanError("scheme-dialect", text, source=config.where("num_bits"))
     bits = config.get("num_bits", int, 8)
     if kind not in ("int", "float"):
         raise PlanError("scheme-unknown", f"type {shorten(kind)} is neither int nor float", source=config.where("type"))
     known = bits in _FLOATS if kind == "float" else 1 <= bits <= 8
     if not known:
-        raise PlanError(
-            "scheme-unknown",
-            f"{kind} of {bits} bits isn't a number format here",
-            source=config.where("num_bits"),
-        )
+        text = f"{kind} of {bits} bits isn't a number format here"
+        raise PlanError("scheme-unknown", text, source=config.where("num_bits"))
     return kind, bits
 
 
@@ -134,9 +89,7 @@ def _strategy(config: Config) -> tuple[str, int | None]:
         raise PlanError("scheme-unknown", f"strategy {shorten(strategy)} is not known", source=config.where("strategy"))
     grouped = strategy in ("group", "tensor_group")
     if grouped != (size is not None and size > 0):
-        text = (
-            f"strategy {strategy} with a group_size of {size}" if size else f"strategy {strategy} without a group_size"
-        )
+        text = f"strategy {strategy} {f'with a group_size of {size}' if size else 'without a group_size'}"
         raise CheckpointError("scheme-contradiction", text, source=config.where("strategy"))
     return strategy, size if grouped else None
 
@@ -291,21 +244,36 @@ def _scheme(config: Config, name: str) -> Scheme:
         return Scheme(source, targets, None, problem=(error.code, f"{error.what} ({error.source})"))
 
 
+def _arguments(config: Config, key: str) -> Config | None:
+    """The QuantizationArgs under `key`. An empty object is one whose keys all have their defaults, as the owner's
+    library reads it: int8, a scale for the tensor, static.
+    """
+    if config.data.get(key) == {}:
+        config.ignore(key)
+        return Config({}, config.source, f"{config.path}.{key}")
+    return config.sub(key)
+
+
 def _read_scheme(source: str, targets: tuple[str, ...], group: Config, format_of_all: str | None) -> Scheme:
-    weights, inputs, outputs = (group.sub(key) for key in _PARTS)
+    weights, inputs, outputs = (_arguments(group, key) for key in _PARTS)
     storage = group.get("format", str, format_of_all)
     if storage is not None and storage not in _STORAGE_FORMATS:
         where = group.where("format")
         raise PlanError("format-unknown", f"the storage format {shorten(storage)} isn't read yet", source=where)
-    act = act_spec(inputs) if inputs else None
-    output = act_spec(outputs) if outputs else None
+    act = act_spec(inputs) if inputs is not None else None
+    output = act_spec(outputs) if outputs is not None else None
     if weights is None:
         return Scheme(source, targets, None, act, output)
     weight = weight_spec(weights)
-    if act is not None and weight.global_scale != act.global_scale:
-        text = f"{weight} weights with {act} activations: NVFP4 goes with NVFP4 or with none"
-        return Scheme(source, targets, None, problem=("scheme-contradiction", text))
+    # Plain groups may turn out to be NVFP4 when the tensors are seen.
+    perhaps = act is not None and act.global_scale and (weight.kind, weight.bits, weight.block) == ("float", 4, (1, 16))
+    if act is not None and weight.global_scale != act.global_scale and not perhaps:
+        return Scheme(source, targets, None, problem=("scheme-contradiction", unpaired(weight, act)))
     return Scheme(source, targets, QuantSpec(weight, act), act, output)
+
+
+def unpaired(weight: WeightSpec, act: ActSpec) -> str:
+    return f"{weight} weights with {act} activations: NVFP4 goes with NVFP4 or with none"
 
 
 def _version(text: str) -> tuple[int, ...]:
@@ -348,7 +316,7 @@ def parse(config: Config) -> QuantConfig:
         ignore=_strings(config, "ignore"),
         online_transforms=list(_transforms(config)),
     )
-    kv = config.sub("kv_cache_scheme")
+    kv = _arguments(config, "kv_cache_scheme")
     try:
         parsed.kv_cache = _without_groups(act_spec(kv)) if kv is not None else _kv_of_groups(schemes)
     except (CheckpointError, PlanError) as error:

@@ -1,0 +1,189 @@
+"""A module's arrays, as the storage formats have them, in canonical form. Source: compressed_tensors/compressors."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fewbits.checkpoint.files import DTYPES
+from fewbits.errors import CheckpointError
+from fewbits.formats import packing, scales
+from fewbits.formats.compressed_tensors.config import E8M0
+from fewbits.formats.compressed_tensors.headers import DENSE_SINCE, Version
+from fewbits.formats.resolved import Arrays, Warn
+from fewbits.qweight import QWeight, pack_nibbles
+from fewbits.spec import WHOLE, WeightSpec
+
+Array = NDArray[Any]
+
+_CHECKED_AT_ONCE = 1 << 18  # numbers: what a check makes of them stays in the cache
+_EXPONENTS = {"float16": 0x7C00, "bfloat16": 0x7F80, "float32": 0x7F800000, "float64": 0x7FF << 52}
+
+
+def check_finite(values: Array, tensor: str) -> None:
+    """Raise weight-nan where floats of 16 bits or more hold a NaN or an infinity: an exponent of all ones."""
+    exponent = _EXPONENTS[values.dtype.name]
+    _refuse(values.view(f"u{values.itemsize}"), exponent, tensor, "a value that is not finite")
+
+
+def _refuse(codes: Array, mask: int, tensor: str, what: str) -> None:
+    """Raise weight-nan where a code has all bits of `mask` set."""
+    flat = codes.reshape(-1)
+    bits = flat.dtype.type(mask)
+    for begin in range(0, flat.size, _CHECKED_AT_ONCE):
+        masked = flat[begin : begin + _CHECKED_AT_ONCE] & bits
+        if masked.max() == bits:
+            place = np.unravel_index(begin + int(masked.argmax()), codes.shape)
+            text = f"holds {what} at {[int(index) for index in place]}"
+            raise CheckpointError("weight-nan", text, module=tensor)
+
+
+def _scale(arrays: Arrays, spec: WeightSpec, shape: tuple[int, int]) -> Array:
+    scale = arrays["weight_scale"]
+    if spec.scale_dtype == E8M0:
+        scale = scale.view(DTYPES["F8_E8M0"][1])
+    return scales.normalise(scale, spec, shape)
+
+
+def _zero_point(
+    module: str, spec: WeightSpec, shape: tuple[int, int], arrays: Arrays, warn: Warn, padded: bool
+) -> tuple[WeightSpec, Array | None]:
+    """Zero points as offset-binary codes, and the spec they make: constant ones at the middle are symmetric."""
+    blocks = spec.blocks_of(shape)
+    middle = 1 << (spec.bits - 1)
+    stored = arrays.get("weight_zero_point")
+    if stored is None:
+        # compressed-tensors 0.9.3 and older dropped a zero point that was zero everywhere.
+        zero = np.full(blocks, middle, np.uint8) if spec.zero_point == "integer" else None
+        return spec, zero
+    if stored.dtype == np.int32 and "weight_packed" in arrays and spec.block[0] == 1:
+        height, as_dense = stored.shape[0], packing.words_dense(blocks[0], spec.bits)
+        if as_dense == packing.words_padded(blocks[0], spec.bits):
+            as_padded = padded
+        else:
+            as_padded = height != as_dense
+        zero = packing.unpack(np.ascontiguousarray(stored.T), spec.bits, blocks[0], as_padded).T.copy()
+    else:
+        signed = stored.reshape(blocks).astype(np.int64) + middle
+        if signed.min(initial=0) < 0 or signed.max(initial=0) >= 2 * middle:
+            raise CheckpointError(
+                "code-range", f"zero points outside of {spec.bits} bits", module=f"{module}.weight_zero_point"
+            )
+        zero = signed.astype(np.uint8)
+    if spec.zero_point == "integer":
+        return spec, zero
+    if (zero == middle).all():
+        return spec, None
+    warn(
+        "zero-point-kept",
+        "the config says symmetric, but the stored zero points are not zero; they are applied",
+    )
+    return replace(spec, kind="uint", zero_point="integer"), zero
+
+
+def _input_order(module: str, spec: WeightSpec, shape: tuple[int, int], arrays: Arrays) -> Array | None:
+    """Stored column → input column when g_idx really permutes, None where it is absent, unset or plain."""
+    g_idx = arrays.get("weight_g_idx")
+    if g_idx is None:
+        return None
+    size = spec.block_of(shape)[1]
+    plain = np.arange(shape[1]) // size
+    if (g_idx == -1).any() or (g_idx == plain).all():
+        return None
+    groups = shape[1] // size
+    if g_idx.min() < 0 or g_idx.max() >= groups or (np.bincount(g_idx, minlength=groups) != size).any():
+        raise CheckpointError(
+            "act-order-invalid",
+            f"doesn't give each of the {groups} groups {size} columns",
+            module=f"{module}.weight_g_idx",
+        )
+    return np.argsort(g_idx, kind="stable").astype(np.int64)
+
+
+def decode_packed(
+    module: str, spec: WeightSpec, shape: tuple[int, int], arrays: Arrays, warn: Warn, version: Version
+) -> QWeight:
+    words = arrays["weight_packed"]
+    stored = arrays.get("weight_shape")
+    if stored is not None and tuple(stored.tolist()[-2:]) != shape:
+        text = f"weight_shape says {stored.tolist()}, the other tensors {list(shape)}"
+        if spec.block[1] != WHOLE:
+            text += f" in groups of {spec.block[1]}"
+        raise CheckpointError("tensors-disagree", text, module=module)
+    rows, columns = shape
+    width = packing.words_dense(columns, spec.bits)
+    padded = words.shape[1] != width
+    if width == packing.words_padded(columns, spec.bits):
+        padded = (0,) < version < DENSE_SINCE
+    spec, zero = _zero_point(module, spec, shape, arrays, warn, padded)
+    if spec.bits == 4 and "weight_g_idx" not in arrays:  # as it is stored
+        codes = np.ascontiguousarray(words).view(np.uint8)[:, : (columns + 1) // 2]
+        return QWeight(spec, shape, codes, _scale(arrays, spec, shape), zero)
+    codes = packing.unpack(words, spec.bits, columns, padded)
+    return _integers_in_order(module, spec, shape, arrays, codes, zero)
+
+
+def _integers_in_order(
+    module: str, spec: WeightSpec, shape: tuple[int, int], arrays: Arrays, codes: Array, zero: Array | None
+) -> QWeight:
+    """Codes one a byte, [N, K], with their columns sorted by group where an activation order is stored."""
+    perm = _input_order(module, spec, shape, arrays)
+    if perm is not None:
+        codes = codes[:, perm]
+    if spec.bits == 4:
+        codes = pack_nibbles(codes)
+    spec = replace(spec, act_order=perm is not None)
+    return QWeight(spec, shape, codes, _scale(arrays, spec, shape), zero, perm=perm)
+
+
+def decode_plain(
+    module: str, spec: WeightSpec, shape: tuple[int, int], arrays: Arrays, warn: Warn, version: Version
+) -> QWeight:
+    weight = arrays["weight"]
+    if spec.kind == "float":
+        _refuse(weight.view(np.uint8), 0x7F, f"{module}.weight", "the code of NaN")
+        if "weight_zero_point" in arrays and arrays["weight_zero_point"].astype(np.float32).any():
+            text = "is not zero, and float weights have no zero point"
+            raise CheckpointError("tensors-disagree", text, module=f"{module}.weight_zero_point")
+        return QWeight(spec, shape, weight.view(np.uint8), _scale(arrays, spec, shape))
+    middle = 1 << (spec.bits - 1)
+    if spec.bits < 8 and weight.size and (weight.min() < -middle or weight.max() >= middle):
+        raise CheckpointError("code-range", f"holds values outside of {spec.bits} bits", module=f"{module}.weight")
+    spec, zero = _zero_point(module, spec, shape, arrays, warn, padded=False)
+    codes = weight.astype(np.int8, copy=False).view(np.uint8) + np.uint8(middle)
+    return _integers_in_order(module, spec, shape, arrays, codes, zero)
+
+
+def decode_fp4(
+    module: str, spec: WeightSpec, shape: tuple[int, int], arrays: Arrays, warn: Warn, version: Version
+) -> QWeight:
+    codes = arrays["weight_packed"].view(np.uint8)
+    global_scale = None
+    if spec.global_scale:
+        global_scale = 1.0 / scales.positive(arrays["weight_global_scale"], f"{module}.weight_global_scale")
+    return QWeight(spec, shape, codes, _scale(arrays, spec, shape), global_scale=global_scale)
+
+
+def decode_fp6(
+    module: str, spec: WeightSpec, shape: tuple[int, int], arrays: Arrays, warn: Warn, version: Version
+) -> QWeight:
+    packed = arrays["weight_packed"].view(np.uint8)
+    codes = np.empty(shape, np.uint8)
+    shifts = np.array([0, 6, 12, 18], np.uint32)
+    step = max(1, _CHECKED_AT_ONCE // max(shape[1], 1))
+    for begin in range(0, shape[0], step):
+        triples = packed[begin : begin + step].reshape(-1, shape[1] // 4, 3).astype(np.uint32)
+        words = triples[:, :, 0] | triples[:, :, 1] << 8 | triples[:, :, 2] << 16
+        codes[begin : begin + step] = (words[:, :, None] >> shifts & np.uint32(63)).reshape(len(triples), -1)
+    return QWeight(spec, shape, codes, _scale(arrays, spec, shape))
+
+
+def decode_dense(
+    module: str, spec: WeightSpec, shape: tuple[int, int], arrays: Arrays, warn: Warn, version: Version
+) -> QWeight:
+    weight = arrays["weight"].reshape(shape)
+    check_finite(weight, f"{module}.weight")
+    return QWeight(spec, shape, weight.view(np.uint16) if spec.bits == 16 else weight)
