@@ -192,7 +192,7 @@ def test_a_forced_tier_is_used_and_an_unknown_one_explained() -> None:
 
 def test_version_and_help() -> None:
     assert fewbits("--version").stdout.startswith("fewbits ")
-    for command in ([], ["run"], ["inspect"], ["demo"]):
+    for command in ([], ["run"], ["inspect"], ["verify"], ["demo"]):
         done = fewbits(*command, "--help")
         assert done.returncode == 0 and "usage: fewbits" in done.stdout
 

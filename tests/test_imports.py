@@ -31,7 +31,7 @@ LAYERS = (
     ("models",),
     ("load", "hub"),
     ("engine",),
-    ("server", "report"),
+    ("server", "report", "verify"),
     ("commands",),
     ("cli",),
     ("__main__",),

@@ -1,8 +1,8 @@
 """The `fewbits` command: its options, and how every command ends. What a command does is in
 `commands/<name>.py`.
 
-Exit codes: 0 fine, 2 bad input or use, 3 a fault of fewbits itself, 130 interrupted, 143 terminated. Text and
-data go to stdout, everything else to stderr.
+Exit codes: 0 fine, 1 `verify` found a difference, 2 bad input or use, 3 a fault of fewbits itself, 130 interrupted,
+143 terminated. Text and data go to stdout, everything else to stderr.
 """
 
 from __future__ import annotations
@@ -72,6 +72,12 @@ def _inspect_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
+def _verify_options(parser: argparse.ArgumentParser) -> None:
+    _checkpoint(parser)
+    _threads(parser)
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
 def _demo_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", metavar="FOLDER", nargs="?", default=EXAMPLE, help=f"a folder ({EXAMPLE})")
     _engine(parser)
@@ -81,8 +87,12 @@ def _checkpoint(parser: argparse.ArgumentParser, **options: Any) -> None:
     parser.add_argument("checkpoint", metavar="FOLDER", help="a folder, or a hub id: owner/name[@revision]", **options)
 
 
-def _engine(parser: argparse.ArgumentParser) -> None:
+def _threads(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, metavar="N", help="native threads (one per CPU)")
+
+
+def _engine(parser: argparse.ArgumentParser) -> None:
+    _threads(parser)
     parser.add_argument(
         "--allow-reference",
         action="store_true",
@@ -93,6 +103,7 @@ def _engine(parser: argparse.ArgumentParser) -> None:
 COMMANDS: tuple[tuple[str, str, Callable[[argparse.ArgumentParser], None]], ...] = (
     ("run", "generate text from a checkpoint", _run_options),
     ("inspect", "show what a checkpoint holds and what would be done with it", _inspect_options),
+    ("verify", "check every module and the logits of a checkpoint against the definition", _verify_options),
     ("demo", "generate text from the example checkpoint", _demo_options),
 )
 

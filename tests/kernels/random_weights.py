@@ -7,6 +7,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from fewbits.kernels.reference.bound import product_parts
 from fewbits.qweight import QLinear, QWeight, pack_nibbles
 from fewbits.spec import ActSpec, WeightSpec, dense
 
@@ -68,6 +69,13 @@ def random_linear(spec: WeightSpec, shape: tuple[int, int], act: ActSpec | None 
 
 def random_input(M: int, K: int, seed: int = 1) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal((M, K)).astype(np.float32)
+
+
+def exact_and_bound(kernel: Any, layer: QLinear, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The definition of a product, and how far a kernel (its module) may be from it; both [M, N]."""
+    parts = list(product_parts(layer, x, kernel.arithmetic(layer.spec, layer.weight.shape)))
+    assert [row for part in parts for row in range(layer.weight.shape[0])[part.rows]] == [*range(layer.weight.shape[0])]
+    return np.concatenate([part.exact for part in parts], 1), np.concatenate([part.bound for part in parts], 1)
 
 
 WEIGHTS = {

@@ -4,40 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from random_weights import GROUP, WEIGHTS, integers, random_input, random_linear
+from random_weights import GROUP, WEIGHTS, exact_and_bound, integers, random_input, random_linear
 
 from fewbits import _native
 from fewbits.kernels.cpu import linear
-from fewbits.kernels.reference.linear import linear_exact
+from fewbits.kernels.reference.probes import probes
 from fewbits.qweight import QLinear
 from fewbits.spec import QuantSpec
 
 NATIVE = [name for name, spec in WEIGHTS.items() if linear.accepts(QuantSpec(spec), (96, 64)) is None]
 SHAPES = [(1, 8), (3, 40), (52, 64), (64, 96), (65, 7), (130, 33), (200, 520), (17, 1100)]
-
-
-def bound(layer: QLinear, x: np.ndarray) -> np.ndarray:
-    """What rounding may do to each result: float32 sums, and x in bfloat16 where the tier takes that."""
-    weight = layer.weight
-    half = 1 << (weight.spec.bits - 1)
-    if weight.spec.kind == "float":
-        terms = np.abs(weight.dequantize())
-    else:
-        # Codes and zero points are multiplied apart, so errors are relative to each, not to their difference.
-        zero = half if weight.zero is None else weight.spread(weight.zero.astype(np.float64))
-        terms = np.abs(weight.unpacked().astype(np.float64) - half) + np.abs(zero - half)
-        terms = terms * weight.spread(weight.scale.astype(np.float64))
-    relative = (weight.shape[1] + 8) * 2.0**-24
-    if _native.tier() == "avx512_bf16":
-        if weight.spec.kind != "float":
-            # The decoder leaves up to 136 in int4 codes, which the sums of x take out again.
-            offsets = 136 * weight.spread(weight.scale.astype(np.float64))
-            extra = np.abs(x) @ np.broadcast_to(offsets, terms.shape).T * relative
-        else:
-            extra = 0
-        relative += 2.0**-8
-        return np.abs(x) @ terms.T * relative + extra + 2.0**-24
-    return np.abs(x) @ terms.T * relative + 2.0**-24
 
 
 def run(layer: QLinear, x: np.ndarray) -> np.ndarray:
@@ -49,10 +25,10 @@ def run(layer: QLinear, x: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("name", NATIVE)
 def test_products_are_the_definition_within_rounding(name, shape):
     layer = random_linear(WEIGHTS[name], shape, bias=True)
-    for M in (1, 2, 9):
-        x = random_input(M, shape[1])
-        error = np.abs(run(layer, x) - linear_exact(layer, x))
-        assert (error <= bound(layer, x)).all(), (M, (error / bound(layer, x)).max())
+    for x in (*(random_input(M, shape[1]) for M in (1, 2, 9)), probes(shape[1])[1]):
+        exact, bound = exact_and_bound(linear, layer, x)
+        error = np.abs(run(layer, x) - exact)
+        assert (error <= bound).all(), (len(x), (error / bound).max())
 
 
 @pytest.mark.parametrize("name", NATIVE)

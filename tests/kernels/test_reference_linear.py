@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from random_weights import CHANNEL, WEIGHTS, floats, integers, random_input, random_linear
+from random_weights import CHANNEL, WEIGHTS, exact_and_bound, floats, integers, random_input, random_linear
 from test_activations import FP8, FP8_STATIC, INT8, INT8_ASYMMETRIC, INT8_STATIC_ASYMMETRIC, MXFP4, NVFP4, fp8_group
 
 from fewbits.kernels.reference import linear
-from fewbits.kernels.reference.activations import quantize
 from fewbits.qweight import QLinear, QWeight, pack_nibbles
 from fewbits.spec import ActSpec, QuantSpec, WeightSpec
 
@@ -57,11 +56,10 @@ def test_the_runner_is_the_definition_within_float32(name, act):
     packed = linear.pack(layer)
     assert packed.nbytes == linear.nbytes(layer.spec, (24, 72))
     (y,) = linear.bind([packed])(x)
-    inputs = x if act is None else quantize(x, act, linear.statics(layer)).values()
-    magnitude = np.abs(inputs) @ np.abs(layer.weight.dequantize()).T + 1
-    error = np.abs(y - linear.linear_exact(layer, x))
+    exact, bound = exact_and_bound(linear, layer, x)
+    np.testing.assert_allclose(exact, linear.linear_exact(layer, x), rtol=1e-12, atol=1e-14)
     assert y.dtype == np.float32
-    assert (error <= (72 + 4) * 2.0**-24 * magnitude).all()
+    assert (np.abs(y - exact) <= bound).all()
 
 
 def test_rows_have_the_same_bits_in_any_company():

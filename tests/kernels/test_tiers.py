@@ -12,7 +12,13 @@ import pytest
 from fewbits import _native
 
 TESTS = Path(__file__).resolve().parents[1]
-FILES = ["kernels/test_cpu_linear.py", "kernels/test_embedding.py", "kernels/test_ops.py", "models/test_decoder.py"]
+FILES = [
+    "kernels/test_cpu_linear.py",
+    "kernels/test_bound.py",
+    "kernels/test_embedding.py",
+    "kernels/test_ops.py",
+    "models/test_decoder.py",
+]
 
 
 @pytest.mark.parametrize("tier", [tier for tier in _native.supported_tiers() if tier != _native.tier()])

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
+from fewbits.kernels.arithmetic import Arithmetic
 from fewbits.kernels.cpu import embedding as cpu_embedding
 from fewbits.kernels.cpu import linear as cpu_linear
 from fewbits.kernels.reference import embedding as reference_embedding
@@ -38,7 +39,7 @@ class Kernel:
 
     `accepts(spec, shape)` is None or a sentence why not; `pack` puts a weight into the kernel's layout;
     `bind` makes a runner of packed weights (of one, for an embedding); `nbytes` is what a packed weight takes
-    in memory.
+    in memory; `arithmetic` is what the bound of its rounding follows from.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Kernel:
     pack: Callable[[QLinear], Any]
     bind: Callable[[Sequence[Any]], Any]
     nbytes: Callable[[QuantSpec, tuple[int, int]], int]
+    arithmetic: Callable[[QuantSpec, tuple[int, int]], Arithmetic]
 
     @property
     def reference(self) -> bool:
@@ -55,7 +57,7 @@ class Kernel:
 
 
 def _row(name: str, op: Op, module: Any) -> Kernel:
-    return Kernel(name, op, module.accepts, module.pack, module.bind, module.nbytes)
+    return Kernel(name, op, module.accepts, module.pack, module.bind, module.nbytes, module.arithmetic)
 
 
 KERNELS = (

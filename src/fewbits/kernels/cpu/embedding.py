@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fewbits.kernels.arithmetic import Arithmetic
 from fewbits.kernels.cpu.linear import accepts as linear_accepts
 from fewbits.kernels.cpu.linear import kind, per_row
 from fewbits.qweight import QLinear
@@ -28,6 +29,11 @@ def nbytes(spec: QuantSpec, shape: tuple[int, int]) -> int:
     row = (K + 1) // 2 if weight.bits == 4 else K
     groups = weight.blocks_of(shape)[1]
     return N * (row + 4 * groups * (2 if weight.zero_point != "none" else 1))
+
+
+def arithmetic(spec: QuantSpec, shape: tuple[int, int]) -> Arithmetic:
+    """The difference of code and zero point is exact; its product with the scale is rounded once."""
+    return Arithmetic(chain=1)
 
 
 def pack(table: QLinear) -> Any:

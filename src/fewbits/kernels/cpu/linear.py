@@ -14,12 +14,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fewbits.kernels.arithmetic import Arithmetic
 from fewbits.qweight import QLinear, QWeight
 from fewbits.spec import WHOLE, QuantSpec, WeightSpec
 
 Array = NDArray[Any]
 
 PANEL_ROWS = 64  # kPanelRows of native/gemm/kernel.h
+_SPAN = 512  # kSpanCodes there: the products that are summed before they are scaled
+_INT4_OFFSET = 136  # kInt4Offset of native/gemm/gemm_avx512_bf16.cc
 _FILL = 1 << 20  # bytes of scales converted at a time
 _FLOATS = {"bfloat16": "bf16", "float16": "f16", "float32": "f32"}
 _CODES_PER_WORD = {"int4": 8, "int8": 4, "bf16": 2, "f16": 2, "f32": 1}
@@ -62,6 +65,18 @@ def nbytes(spec: QuantSpec, shape: tuple[int, int]) -> int:
     words = -(-shape[1] // _CODES_PER_WORD[kind(weight)])
     groups = weight.blocks_of(shape)[1] if weight.quantized else 0
     return rows * 4 * (words + groups * (2 if weight.zero_point != "none" else 1))
+
+
+def arithmetic(spec: QuantSpec, shape: tuple[int, int]) -> Arithmetic:
+    """Spans of products are summed, then scaled and summed; native/gemm/kernel.h has the order."""
+    from fewbits import _native
+
+    weight, K = spec.weight, shape[1]
+    number = kind(weight)
+    group = min(weight.block_of(shape)[1], K) if weight.quantized else K
+    spans = -(-K // group) * -(-group // _SPAN)
+    bfloat16 = _native.tier() == "avx512_bf16" and number in ("int4", "int8", "bf16")
+    return Arithmetic(min(group, _SPAN) + spans, bfloat16, _INT4_OFFSET if bfloat16 and number == "int4" else 0)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fewbits.kernels.arithmetic import Arithmetic
 from fewbits.kernels.reference import linear
 from fewbits.qweight import QLinear, QWeight
 from fewbits.spec import QuantSpec
@@ -29,6 +30,11 @@ def nbytes(spec: QuantSpec, shape: tuple[int, int]) -> int:
     scales = blocks[0] * blocks[1] * np.dtype(weight.scale_dtype).itemsize if weight.scale_dtype else 0
     zeros = blocks[0] * blocks[1] if weight.zero_point != "none" else 0
     return shape[0] * row + scales + zeros
+
+
+def arithmetic(spec: QuantSpec, shape: tuple[int, int]) -> Arithmetic:
+    """float64, rounded once."""
+    return Arithmetic(chain=1)
 
 
 def pack(table: QLinear) -> QWeight:

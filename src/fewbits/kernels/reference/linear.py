@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fewbits.kernels.arithmetic import Arithmetic
 from fewbits.kernels.reference.activations import Statics, quantize, quantizer
 from fewbits.qweight import QLinear, QWeight
 from fewbits.spec import ActSpec, QuantSpec
@@ -37,8 +38,13 @@ def nbytes(spec: QuantSpec, shape: tuple[int, int]) -> int:
     return 4 * shape[0] * shape[1]
 
 
-def _row_chunks(weight: QWeight) -> Iterator[tuple[slice, Array]]:
-    """(rows, their dequantized values in float64), a bounded number of rows at a time."""
+def arithmetic(spec: QuantSpec, shape: tuple[int, int]) -> Arithmetic:
+    """BLAS may add in any order."""
+    return Arithmetic(chain=shape[1])
+
+
+def row_chunks(weight: QWeight) -> Iterator[tuple[slice, QWeight]]:
+    """(rows, the weight of these), so few rows at a time that they can be dequantized."""
     N, K = weight.shape
     rows = max(_CHUNK // max(K, 1), 1)
     height = weight.spec.block[0]
@@ -46,7 +52,7 @@ def _row_chunks(weight: QWeight) -> Iterator[tuple[slice, Array]]:
         rows = max(rows // height, 1) * height
     for begin in range(0, N, rows):
         end = min(begin + rows, N)
-        yield slice(begin, end), weight.rows(begin, end).dequantize()
+        yield slice(begin, end), weight.rows(begin, end)
 
 
 def statics(linear: QLinear) -> Statics:
@@ -62,8 +68,8 @@ def linear_exact(linear: QLinear, x: Array) -> Array:
     if linear.act is not None:
         inputs = quantize(x, linear.act, statics(linear)).values()
     y = np.empty((len(x), linear.weight.shape[0]))
-    for rows, values in _row_chunks(linear.weight):
-        y[:, rows] = inputs @ values.T
+    for rows, part in row_chunks(linear.weight):
+        y[:, rows] = inputs @ part.dequantize().T
     return y if linear.bias is None else y + linear.bias.astype(np.float64)
 
 
@@ -83,8 +89,8 @@ class PackedLinear:
 
 def pack(linear: QLinear) -> PackedLinear:
     weight = np.empty(linear.weight.shape, np.float32)
-    for rows, values in _row_chunks(linear.weight):
-        weight[rows] = values
+    for rows, part in row_chunks(linear.weight):
+        weight[rows] = part.dequantize()
     return PackedLinear(weight, linear.bias, linear.act, statics(linear))
 
 

@@ -1,0 +1,164 @@
+"""The whole model: a run of the reference that checks every module it comes to, and what the logits may differ by.
+
+The reference runs once, its tokens twice in one batch: as they are, and with the input of every product rounded to
+bfloat16. Each projection is fed the reference's own input, so errors don't add up, and is decoded when the pass comes
+to it, so one module is in memory at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from fewbits.checkpoint import Checkpoint
+from fewbits.engine.kvcache import PAGE_SIZE, KVCache, Part
+from fewbits.errors import CheckpointError
+from fewbits.kernels import KERNELS, Kernel, Op
+from fewbits.kernels.reference.ops import ReferenceOps
+from fewbits.load import Progress, kv_scales, load
+from fewbits.models.decoder import Decoder, DecoderConfig
+from fewbits.plan import LoadPlan, Row
+from fewbits.verify.modules import ModuleChecks, Stopped
+
+Array = NDArray[Any]
+
+TOKENS = 24
+
+# The tolerance of the logits. A product of unquantized activations may round its input to bfloat16; the second copy
+# of the tokens does, so its logits show what that is worth in this model. The AVX-512 BF16 kernels differ from the
+# reference by up to 1.02 of that on the test fixtures and the example, the others, which don't round x, by 1e-5 to
+# 0.05 of it; a kernel that rounds at other places is another draw of the same noise, hence the factor.
+# A product of quantized activations rounds nothing but sums, yet a difference in the last bit of float32 may move an
+# input over the border to the next code, and one such step brings others with it in the layers above: on the fixtures
+# one step moved the logits by up to 0.4 of what bfloat16 does, which makes many of them. So the second copy
+# rounds there too, before the quantization. Only the comparison of each module is sharp then.
+# The floor is float32 in norms, attention and activations: 2e-7 to 1e-6 on the float32 fixtures.
+_NOISE_FACTOR = 2.0
+_NOISE_FLOOR = 1e-5
+
+
+@dataclass(frozen=True, slots=True)
+class LogitsResult:
+    """The native model's logits beside the reference's: norm of the difference as a share of the norm, None where
+    they aren't finite; the share of tokens with the same most probable successor.
+    """
+
+    relative_difference: float | None
+    bound: float
+    argmax_agreement: float
+    tokens: int
+
+    @property
+    def problem(self) -> str | None:
+        if self.relative_difference is None:
+            return "the logits of the native model hold NaN or infinities; those of the reference don't"
+        if self.relative_difference <= self.bound:
+            return None
+        return f"the logits differ by {self.relative_difference:.2g} of their norm, rounding explains {self.bound:.2g}"
+
+
+def reference_logits(planned: LoadPlan, checks: ModuleChecks) -> Array:
+    """Logits float32 [2 T, V] of the fixed tokens: the exact ones, then those with inputs in bfloat16.
+
+    Raises Stopped.
+    """
+    model = planned.model
+    if model is None:
+        raise Stopped("the family of the model is unknown")
+    ops = _WatchedOps(checks)
+    linear = replace(_reference("linear"), bind=lambda rows: _products(checks, rows))
+    embedding = replace(_reference("embedding"), bind=lambda rows: lambda ids: checks.embedding(rows[0], ids))
+    params: dict[str, Any] = {}
+    for row in checks.rows.values():
+        if row.kind == "norm":
+            params[row.name] = ops.named(row.name, checks.norm(row))
+        else:
+            params[row.name] = (embedding if row.kind == "embedding" else linear, row)
+    try:
+        layers = model.cache_layers(planned.cache_dtype, kv_scales(planned, checks.reader))
+    except CheckpointError as error:
+        owner = next(row.name for row in planned.rows if error.module in row.tensors)
+        raise checks.blame(owner, error) from None
+    ids = _token_ids(model)
+    cache = KVCache(layers, max_pages=2 * -(-TOKENS // PAGE_SIZE))
+    batch = cache.batch([Part(copy, ids, len(ids)) for copy in (0, 1)])
+    logits: Array = Decoder(model, params, ops).forward(batch, cache).logits
+    return logits
+
+
+def compare_logits(reference: Array, checkpoint: Checkpoint, progress: Progress) -> LogitsResult:
+    """The model as `run` loads it, against `reference_logits`."""
+    loaded = load(checkpoint, allow_reference=True, progress=progress)
+    ids = _token_ids(loaded.decoder.config)
+    cache = KVCache(loaded.cache_layers, max_pages=-(-TOKENS // PAGE_SIZE))
+    logits = loaded.decoder.forward(cache.batch([Part(0, ids, len(ids))]), cache).logits
+    exact, rounded = reference[: len(ids)].astype(np.float64), reference[len(ids) :]
+    size = float(np.linalg.norm(exact)) or 1.0
+    difference, noise = (float(np.linalg.norm(other - exact)) / size for other in (logits, rounded))
+    return LogitsResult(
+        difference if np.isfinite(logits).all() else None,
+        _NOISE_FACTOR * noise + _NOISE_FLOOR,
+        float(np.mean(logits.argmax(axis=1) == exact.argmax(axis=1))),
+        len(ids),
+    )
+
+
+def _token_ids(model: DecoderConfig) -> list[int]:
+    """The same for every model of a vocabulary; no more than its context takes."""
+    count = min(TOKENS, model.max_positions or TOKENS)
+    ids: list[int] = np.random.default_rng(0).integers(0, model.vocab, count).tolist()
+    return ids
+
+
+def _reference(op: Op) -> Kernel:
+    return next(kernel for kernel in KERNELS if kernel.op == op and kernel.reference)
+
+
+def _products(checks: ModuleChecks, rows: Sequence[Row]) -> Callable[..., tuple[Array, ...]]:
+    """A runner of projections that share x, as `Kernel.bind` makes it."""
+
+    def run(x: Array, add_to: Array | None = None) -> tuple[Array, ...]:
+        if not np.isfinite(x).all():
+            raise checks.stop(rows[0].name, "its input holds NaN or infinities")
+        half = len(x) // 2
+        rounded = x[half:].astype(ml_dtypes.bfloat16).astype(np.float32)
+        outputs = checks.linears(rows, np.concatenate([x[:half], rounded]))
+        if add_to is None:
+            return tuple(outputs)
+        add_to += outputs[0]
+        return (add_to,)
+
+    return run
+
+
+class _WatchedOps(ReferenceOps):
+    """The reference, with an eye on what norms are given and give: the residual stream of every layer."""
+
+    def __init__(self, checks: ModuleChecks) -> None:
+        super().__init__()
+        self._checks = checks
+        self._named: dict[int, tuple[str, Array]] = {}  # by the identity of the vector, which is kept for that
+
+    def named(self, name: str, values: Array) -> Array:
+        vector = self.vector(values)
+        self._named[id(vector)] = (name, vector)
+        return vector
+
+    def norm(self, weight: Array, eps: float, offset: float) -> Callable[[Array], Array]:
+        run, (name, _) = super().norm(weight, eps, offset), self._named[id(weight)]
+
+        def watched(x: Array) -> Array:
+            y = run(x)
+            for what, values in (("what it is given", x), ("its output", y)):
+                if not np.isfinite(values).all():
+                    raise self._checks.stop(name, f"{what} holds NaN or infinities")
+                if not values.any():
+                    self._checks.fail(name, f"{what} is all zeros")
+            return y
+
+        return watched
