@@ -296,7 +296,7 @@ def test_chat_on_a_terminal(example_chat: Path) -> None:
 
 
 def test_streamed_text_is_the_whole_text() -> None:
-    wish = ("--prompt", "def read_json(path):", "--max-tokens", "40")
+    wish = ("--prompt", "class Stack:", "--max-tokens", "40")
     whole = json.loads(fewbits("run", EXAMPLE, *wish, "--json").stdout)
     streamed = fewbits("run", EXAMPLE, *wish)
     assert streamed.stdout.removesuffix("\n") == whole["text"].removesuffix("\n")
@@ -308,7 +308,7 @@ def test_demo() -> None:
     done = fewbits("demo", EXAMPLE)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("def read_json(path):")
-    assert len(done.stdout) > 200
+    assert len(done.stdout) > 100
     assert done.stdout == fewbits("demo", EXAMPLE).stdout
     assert "uint4 g128 asym" in done.stderr
 

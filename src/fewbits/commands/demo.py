@@ -14,8 +14,7 @@ from fewbits.engine.request import SamplingParams
 from fewbits.errors import UsageError
 
 PROMPT = "def read_json(path):"
-# Greedy, a model this small soon repeats itself; with a fixed seed sampling is as reproducible.
-PARAMS = SamplingParams(max_tokens=160, temperature=0.3, top_p=0.9)
+PARAMS = SamplingParams(max_tokens=160)
 
 
 def run(arguments: argparse.Namespace) -> int:
