@@ -134,7 +134,7 @@ def summary(plan: LoadPlan) -> str:
     stored = ", ".join(f"{count} x {spec}" for spec, count in specs.items())
     name = plan.format.name if plan.format is not None and plan.format.name else "not quantized"
     size = f"{plan.parameters:,} parameters in {gigabytes(plan.nbytes)}" if plan.parameters and plan.nbytes else ""
-    return f"{plan.family or 'unknown family'}, {name}, {size}: {stored}"
+    return printable(f"{plan.family or 'unknown family'}, {name}, {size}: {stored}")
 
 
 @dataclass(slots=True)

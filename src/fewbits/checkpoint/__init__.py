@@ -6,6 +6,7 @@ Nothing is interpreted here and no weight is read; `TensorReader` does that late
 from __future__ import annotations
 
 import os
+import stat
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -49,7 +50,10 @@ def _read_json(path: Path) -> dict[str, Any] | None:
     try:
         if not path.exists():
             return None
-        if path.stat().st_size > JSON_LIMIT:
+        state = path.stat()
+        if not stat.S_ISREG(state.st_mode):  # a pipe or a device may have no end, or nothing at all
+            raise CheckpointError("file-unreadable", "can't be read: it isn't a file", module=path.name)
+        if state.st_size > JSON_LIMIT:
             raise CheckpointError("json-invalid", f"larger than {JSON_LIMIT} bytes", module=path.name)
         data = path.read_bytes()
     except OSError as error:

@@ -6,17 +6,32 @@ tokenizer_config.json where one of them is given, else by tokenizer.json's own p
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from fewbits.checkpoint import Checkpoint
-from fewbits.errors import CheckpointError, UsageError
+from fewbits.errors import CheckpointError, FewbitsError, UsageError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
 
 _SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """The library raises bare Exceptions, and panics, which derive from BaseException and have no importable name."""
+    try:
+        yield
+    except FewbitsError:
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        text = f"the tokenizers library can't use it: {error}"
+        raise CheckpointError("tokenizer-invalid", text, module="tokenizer.json") from error
 
 
 class Tokenizer:
@@ -59,12 +74,8 @@ class Tokenizer:
                 source=str(self.checkpoint.folder),
                 hint="--prompt-ids takes token ids and needs no tokenizer",
             )
-        try:
+        with _explained():
             return Backend.from_file(str(self.checkpoint.folder / "tokenizer.json"))
-        except Exception as error:  # the library raises bare Exceptions
-            raise CheckpointError(
-                "tokenizer-invalid", f"the tokenizers library can't read it: {error}", module="tokenizer.json"
-            ) from error
 
     def encode(self, text: str, special: bool = True) -> list[int]:
         """Ids of a text, with the tokens that the checkpoint adds to a prompt unless `special` is False.
@@ -77,7 +88,8 @@ class Tokenizer:
             raise UsageError("prompt-not-text", f"the prompt isn't valid UTF-8: {error.reason}") from None
         adds = {end: self.config.get(f"add_{end}_token") for end in ("bos", "eos")}
         by_config = special and any(isinstance(value, bool) for value in adds.values())
-        ids: list[int] = self._backend.encode(text, add_special_tokens=special and not by_config).ids
+        with _explained():
+            ids: list[int] = self._backend.encode(text, add_special_tokens=special and not by_config).ids
         if by_config:
             ids = self._special(adds["bos"], "bos_token") + ids + self._special(adds["eos"], "eos_token")
         return ids
@@ -89,4 +101,5 @@ class Tokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids; special tokens and ids that the tokenizer doesn't know are left out."""
-        return self._backend.decode(list(ids), skip_special_tokens=True)
+        with _explained():
+            return self._backend.decode(list(ids), skip_special_tokens=True)

@@ -33,8 +33,8 @@ def positive(stored: Array, tensor: str) -> float:
 
     Raises CheckpointError scale-invalid, naming the tensor.
     """
-    values = stored.astype(np.float64).reshape(-1)
-    if values.size == 1:
+    values = stored.real.astype(np.float64).reshape(-1)
+    if values.size == 1 and not np.iscomplexobj(stored):
         with np.errstate(over="ignore", divide="ignore"):
             scale = np.float32(values[0])
             fine = np.isfinite(scale) and scale > 0 and np.isfinite(np.float32(1) / scale)

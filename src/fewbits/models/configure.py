@@ -27,6 +27,13 @@ def unsupported(config: Config, key: str, text: str) -> PlanError:
     return PlanError("config-unsupported", f"{key} {text}", source=config.where(key))
 
 
+def _norm_eps(config: Config) -> float:
+    value: float = config.get("rms_norm_eps", float, 1e-6)
+    if value < 0:
+        raise unsupported(config, "rms_norm_eps", f"must not be negative, as {value} is")
+    return value
+
+
 def flag(config: Config, *keys: str) -> Bias:
     """A bias that a flag of the config asks for; absent means no."""
     values = [config.get(key, bool, False) for key in keys]  # all of them: each must count as read
@@ -78,6 +85,6 @@ def dense_decoder(
         hidden=hidden,
         layers=tuple(layers[kind] for kind in types),
         tied=config.get("tie_word_embeddings", bool, False),
-        norm_eps=config.get("rms_norm_eps", float, 1e-6),
+        norm_eps=_norm_eps(config),
         max_positions=size(config, "max_position_embeddings") if "max_position_embeddings" in config else None,
     )

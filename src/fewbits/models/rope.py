@@ -8,8 +8,22 @@ from fewbits.checkpoint.config import Config
 from fewbits.errors import PlanError
 from fewbits.kernels.rope import Rope
 
+_FASTEST = 1e20  # radians a position; real ones are at most 1, and their products with positions must be finite
+
 
 def rope(config: Config, head_dim: int, layer_type: str = "full_attention") -> Rope:
+    """The rotation of layers of a type; raises PlanError rope-unsupported for one whose numbers aren't finite."""
+    try:
+        made = _rope(config, head_dim, layer_type)
+    except (ZeroDivisionError, OverflowError):
+        made = None
+    if made is None or not math.isfinite(made.factor) or not all(one < _FASTEST for one in made.inv_freq):
+        text = "its numbers make no rotation: frequencies or factor aren't finite"
+        raise PlanError("rope-unsupported", text, source=config.where("rope_scaling"))
+    return made
+
+
+def _rope(config: Config, head_dim: int, layer_type: str) -> Rope:
     """The rotation of layers of a type.
 
     Settings stand in `rope_parameters` (possibly one object per layer type), or, in files written before

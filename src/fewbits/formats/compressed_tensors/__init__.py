@@ -23,7 +23,6 @@ from fewbits.formats.compressed_tensors.decoding import check_finite
 from fewbits.formats.compressed_tensors.find import find_config
 from fewbits.formats.compressed_tensors.headers import (
     DENSE_DTYPES,
-    FLOAT_DTYPES,
     Mismatch,
     dense_spec,
     with_stored_scales,
@@ -113,6 +112,9 @@ class CompressedTensors:
             return _incomplete(module)
         expected = scheme.spec if scheme is not None and not ignored else None
         if dense is not None:
+            if layout.name != "dense":
+                both = f"a {dense} weight and {layout.name} tensors are stored side by side; nothing says which counts"
+                return _failed(module, layout.name, ("tensors-disagree", both))
             return self._dense(module, dense, layout, expected)
         if "weight_scale" not in tensors:
             return _incomplete(module)
@@ -240,8 +242,9 @@ class CompressedTensors:
             scales.check(weight, module, "weight_scale")
         bias = arrays.get("bias")
         if bias is not None:
+            with np.errstate(over="ignore"):
+                bias = bias.astype(np.float32)
             check_finite(bias, f"{module}.bias")
-            bias = bias.astype(np.float32)
         return activations.with_input_scales(module, weight, spec.act, bias, arrays, warn)
 
     # ---- reporting ---------------------------------------------------------------------------------------------
@@ -294,7 +297,7 @@ def _failed(module: StoredModule, layout: str, error: tuple[str, str]) -> Resolv
 def _incomplete(module: StoredModule) -> Resolved:
     found = ", ".join(f"{suffix} {info.dtype} {list(info.shape)}" for suffix, info in sorted(module.tensors.items()))
     weight = module.tensors.get("weight")
-    if weight is not None and weight.dtype not in FLOAT_DTYPES and "weight_scale" not in module.tensors:
+    if weight is not None and weight.dtype not in DENSE_DTYPES and "weight_scale" not in module.tensors:
         text = f"{weight.dtype} weights without weight_scale: no scale has a default (stored: {found})"
     else:
         text = f"its tensors make no weight that fewbits knows (stored: {found})"

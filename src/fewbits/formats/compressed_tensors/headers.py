@@ -19,8 +19,6 @@ Version = tuple[int, ...]  # of compressed-tensors; (0,) where the file doesn't 
 DENSE_DTYPES = ("BF16", "F16", "F32", "F64")
 DENSE_SINCE = (0, 18)  # from this version on 3, 5, 6 and 7 bits are packed without padding
 
-FLOAT_DTYPES = (*DENSE_DTYPES, "F8_E4M3", "F8_E5M2")
-
 
 class Mismatch(Exception):
     """The tensors can't hold what the spec says; the text says how they differ."""

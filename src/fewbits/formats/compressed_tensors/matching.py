@@ -7,6 +7,7 @@ order. Source: compressed_tensors/utils/match.py.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterable
 
@@ -48,8 +49,9 @@ class Patterns:
                 raise CheckpointError("pattern-timeout", f"{len(self.hits)} patterns take too long", source=source)
             if pattern.startswith("re:"):
                 try:
+                    re.compile(pattern[3:])  # the dialect; regex alone knows recursion, which takes gigabytes
                     self._regexes.append((pattern, regex.compile(pattern[3:])))
-                except (regex.error, RecursionError) as error:
+                except (re.error, regex.error, RecursionError, OverflowError) as error:
                     raise CheckpointError("pattern-invalid", f"{pattern[:80]!r}: {error}", source=source) from None
 
     def match(self, name: str, kind: ModuleKind) -> str | None:

@@ -53,8 +53,9 @@ def bind(tables: Sequence[QWeight]) -> Callable[[Array], Array]:
 
     def rows(token_ids: Array) -> Array:
         x = np.empty((len(token_ids), table.shape[1]), np.float32)
-        for out, token in zip(x, token_ids.tolist(), strict=True):
-            out[:] = row(token)
+        with np.errstate(over="ignore"):  # beyond float32: infinite, and the logits say so
+            for out, token in zip(x, token_ids.tolist(), strict=True):
+                out[:] = row(token)
         return x
 
     return rows

@@ -89,8 +89,9 @@ class PackedLinear:
 
 def pack(linear: QLinear) -> PackedLinear:
     weight = np.empty(linear.weight.shape, np.float32)
-    for rows, part in row_chunks(linear.weight):
-        weight[rows] = part.dequantize()
+    with np.errstate(over="ignore"):  # beyond float32: infinite, and the logits say so
+        for rows, part in row_chunks(linear.weight):
+            weight[rows] = part.dequantize()
     return PackedLinear(weight, linear.bias, linear.act, statics(linear))
 
 
@@ -108,8 +109,9 @@ class Runner:
             if key not in inputs:
                 inputs[key] = _input(x, packed)
             y = np.empty((len(x), len(packed.weight)), np.float32)
-            for row, y_row in zip(inputs[key], y, strict=True):
-                np.matmul(packed.weight, row, out=y_row)
+            with np.errstate(over="ignore", invalid="ignore"):  # infinite weights: the logits say so
+                for row, y_row in zip(inputs[key], y, strict=True):
+                    np.matmul(packed.weight, row, out=y_row)
             if packed.bias is not None:
                 y += packed.bias
             results.append(y)
