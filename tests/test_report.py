@@ -377,3 +377,12 @@ def test_bytes_for_people(count, text):
 def test_failures_begin_with_the_word():
     error = CheckpointError("json-invalid", "not valid JSON", module="config.json", hint="fetch it again")
     assert failure_text(error) == "error: config.json: not valid JSON\n\nhint: fetch it again"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_text_is_the_object(name):
+    planned = inspect(FIXTURES / name)
+    stream = io.StringIO()
+    write_json(planned, stream)
+    assert json.loads(stream.getvalue()) == to_json(planned)
+    assert stream.getvalue() == json.dumps(to_json(planned), ensure_ascii=False) + "\n"

@@ -140,6 +140,8 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
             twice = min(tensors.keys() & found.keys())
             other = paths[tensors[twice].file].name
             raise CheckpointError("tensor-twice", f"is in {other} and in {path.name}", module=twice)
+        if weight_map is not None and not set(map(weight_map.get, found)) <= {path.name, None}:
+            raise _misplaced(next(name for name in found if weight_map.get(name) not in (path.name, None)), weight_map)
         tensors.update(found)
     if without_data and with_data:
         raise CheckpointError(
@@ -154,14 +156,14 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
 
 
 def _compare_with_index(checkpoint: Checkpoint, weight_map: dict[str, str]) -> None:
-    files = [path.name for path in checkpoint.paths]
-    if weight_map == {name: files[info.file] for name, info in checkpoint.tensors.items()}:
-        return
-    for name, file in weight_map.items():
-        info = checkpoint.tensors.get(name)
-        if info is None or files[info.file] != file:
-            raise CheckpointError("index-invalid", f"the index puts it into {file}, which doesn't have it", module=name)
-    extra = checkpoint.tensors.keys() - weight_map.keys()
-    if extra:
+    if not weight_map.keys() <= checkpoint.tensors.keys():
+        raise _misplaced(min(weight_map.keys() - checkpoint.tensors.keys()), weight_map)
+    if len(checkpoint.tensors) > len(weight_map):
+        extra = checkpoint.tensors.keys() - weight_map.keys()
         text = f"{len(extra)} tensors of the files are not in the index, the first is {min(extra)}"
         checkpoint.notices.append(Notice("index-incomplete", "", text))
+
+
+def _misplaced(name: str, weight_map: dict[str, str]) -> CheckpointError:
+    text = f"the index puts it into {weight_map[name]}, which doesn't have it"
+    return CheckpointError("index-invalid", text, module=name)

@@ -48,7 +48,7 @@ def parse(data: bytes, source: str, code: str) -> dict[str, Any]:
         value = json.loads(text, parse_constant=_constant)
         if not _surely_unique(data, value):
             json.loads(text, object_pairs_hook=_object)
-        if b"\\ud" in data or b"\\uD" in data:
+        if b"\\" in data and (b"\\ud" in data or b"\\uD" in data):
             json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair is no character
     except RecursionError:
         raise CheckpointError(code, "JSON is nested too deeply", module=source) from None

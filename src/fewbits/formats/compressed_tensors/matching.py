@@ -19,6 +19,16 @@ from fewbits.formats.resolved import ModuleKind
 _TIMEOUT = 0.5  # seconds for one pattern on one name; a sane pattern takes microseconds
 _SLOW = 0.005  # seconds for all patterns on one name; what takes longer is added up
 _SLOW_TOGETHER = 1.0
+_LONG = 256  # characters of a name
+
+
+def _may_hang(pattern: str) -> bool:
+    """Whether a pattern needs a timeout, which costs ten times the match: more than three repetitions, or any that may
+    be nested. Without, it takes at most 256^3 / 6 steps on a name that isn't long.
+    """
+    repetitions = len(re.findall(r"[*+?{]", pattern))
+    return repetitions > 3 or re.search(r"\)[*+?{]|\(\?|\\[1-9gkK]", pattern) is not None
+
 
 # Names of the classes that a module has or inherits from, in alphabetical order.
 _CLASSES: dict[ModuleKind, tuple[str, ...]] = {
@@ -50,7 +60,9 @@ class Patterns:
             if pattern.startswith("re:"):
                 try:
                     re.compile(pattern[3:])  # the dialect; regex alone knows recursion, which takes gigabytes
-                    self._regexes.append((pattern, regex.compile(pattern[3:])))
+                    self._regexes.append(
+                        (pattern, regex.compile(pattern[3:]), _TIMEOUT if _may_hang(pattern) else None)
+                    )
                 except (re.error, regex.error, RecursionError, OverflowError) as error:
                     raise CheckpointError("pattern-invalid", f"{pattern[:80]!r}: {error}", source=source) from None
 
@@ -58,9 +70,9 @@ class Patterns:
         """The pattern that decides for this module, None where none matches."""
         found = name if name in self.hits and not name.startswith("re:") else None
         began = time.perf_counter()
-        for pattern, compiled in self._regexes:
+        for pattern, compiled, timeout in self._regexes:
             # Once decided, only patterns that never hit are still tried: to know those that hit nothing.
-            if (found is None or self.hits[pattern] == 0) and self._matches(compiled, pattern, name):
+            if (found is None or self.hits[pattern] == 0) and self._matches(compiled, pattern, name, timeout):
                 self.hits[pattern] += 1
                 found = found or pattern
         if time.perf_counter() - began > _SLOW:
@@ -73,9 +85,11 @@ class Patterns:
             self.hits[found] += 1
         return found
 
-    def _matches(self, compiled: regex.Pattern[str], pattern: str, name: str) -> bool:
+    def _matches(self, compiled: regex.Pattern[str], pattern: str, name: str, timeout: float | None) -> bool:
+        if len(name) > _LONG:
+            timeout = _TIMEOUT
         try:
-            return compiled.match(name, timeout=_TIMEOUT) is not None
+            return compiled.match(name, timeout=timeout) is not None
         except TimeoutError:
             raise CheckpointError(
                 "pattern-timeout",
@@ -90,8 +104,8 @@ class Patterns:
         which costs a system call and is therefore not asked for every name.
         """
         began = time.thread_time()
-        for pattern, compiled in self._regexes:
-            self._matches(compiled, pattern, name)
+        for pattern, compiled, _ in self._regexes:
+            self._matches(compiled, pattern, name, _TIMEOUT)
         self._slow += time.thread_time() - began
         if self._slow > _SLOW_TOGETHER:
             text = f"its regular expressions took {self._slow:.1f} s by the time of {name}"
