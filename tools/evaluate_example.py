@@ -2,9 +2,8 @@
 
     python tools/evaluate_example.py FOLDER [FOLDER ...] [--json FILE]
 
-Perplexity: every file of the held-out folder is encoded by itself, beginning with the begin-of-text token and
-closed by the end-of-text token, and cut into windows that fill the model's positions and share one token;
-each window is scored alone. Bits per byte counts the UTF-8 bytes of the files, to compare tokenizers by.
+Perplexity: as tools/heldout.py defines it, over the whole held-out folder. Bits per byte counts the UTF-8 bytes of
+the files, to compare tokenizers by.
 
 Completions: each of the 50 prompts below is a function's first line. The model goes on, greedily and at
 temperature 0.8 (one sample a prompt, seeded), for at most 256 tokens. What follows the function is cut off:
@@ -24,11 +23,10 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import heldout
 import torch
-import torch.nn.functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
-EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "stdlib-lm"
 NEW_TOKENS = 256
 TEMPERATURE = 0.8
 
@@ -86,23 +84,16 @@ def format_date(date):
 """.strip().splitlines()
 
 
-def windows(ids: list[int], length: int) -> list[list[int]]:
-    """Windows of up to length + 1 tokens that share one token: each token but the first is predicted once."""
-    return [ids[start : start + length + 1] for start in range(0, len(ids) - 1, length)]
-
-
 @torch.no_grad()
 def perplexity(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path) -> dict[str, float]:
     """Perplexity per token and bits per byte over a folder of texts."""
-    nats, tokens, size = 0.0, 0, 0
-    for path in sorted(folder.glob("*.txt")):
-        text = path.read_text(encoding="utf-8")
-        size += len(text.encode())
-        ids = [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]
-        for window in windows(ids, model.config.max_position_embeddings):
-            logits = model(torch.tensor([window[:-1]])).logits[0].float()
-            nats += F.cross_entropy(logits, torch.tensor(window[1:]), reduction="sum").item()
-            tokens += len(window) - 1
+    texts = heldout.texts(folder)
+    size = sum(len(text.encode()) for text in texts)
+    nats, tokens = 0.0, 0
+    positions = model.config.max_position_embeddings
+    for window in heldout.windows(texts, lambda text: tokenizer(text)["input_ids"], tokenizer.eos_token_id, positions):
+        nats += heldout.nats(model(torch.tensor([window[:-1]])).logits[0].numpy(), window)
+        tokens += heldout.predicted(window)
     return {
         "tokens": tokens,
         "bytes": size,
@@ -155,10 +146,10 @@ def completions(model: Any, tokenizer: PreTrainedTokenizerBase, temperature: flo
     ]
 
 
-def evaluate(folder: Path, heldout: Path, show: int) -> dict[str, float]:
+def evaluate(folder: Path, heldout_folder: Path, show: int) -> dict[str, float]:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    result = perplexity(model, tokenizer, heldout)
+    result = perplexity(model, tokenizer, heldout_folder)
     for name, temperature in (("greedy", 0.0), ("sampled", TEMPERATURE)):
         texts = completions(model, tokenizer, temperature)
         result[f"parse_{name}"] = sum(map(parses, texts)) / len(texts)
@@ -170,7 +161,7 @@ def evaluate(folder: Path, heldout: Path, show: int) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", type=Path, nargs="+", metavar="FOLDER")
-    parser.add_argument("--heldout", type=Path, default=EXAMPLE / "heldout", help="folder of .txt files")
+    parser.add_argument("--heldout", type=Path, default=heldout.HELDOUT, help="folder of .txt files")
     parser.add_argument("--show", type=int, default=0, metavar="N", help="print the first N completions of each kind")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     arguments = parser.parse_args()

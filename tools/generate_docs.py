@@ -4,13 +4,16 @@ python tools/generate_docs.py
 
 docs/errors.md   the table of codes
 docs/cli.md      the options of every command
-README.md        between its markers: the support table, the example's plan
+docs/gallery.md  checkpoints that go wrong elsewhere (tools/gallery.py)
+README.md        between its markers: the support table, the example's plan, the perplexities
+examples/stdlib-lm/perplexity.svg   the plot of the perplexities (tools/perplexity_report.py)
 """
 
 from __future__ import annotations
 
 import argparse
 import io
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +30,7 @@ from fewbits.report import print_table
 from fewbits.spec import QuantSpec, WeightSpec, dense
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.append(str(ROOT / "tools"))  # where this file isn't run as a program
 EXAMPLE = "examples/stdlib-lm/w4a16-asym"
 BEGIN, END = "<!-- generated: {} -->", "<!-- end -->"
 
@@ -51,7 +55,8 @@ def cli_page() -> str:
     lines = ["# The `fewbits` command", "", f"{parser.description} Made by `tools/generate_docs.py`.", ""]
     lines += [
         "Generated text and data go to standard output, everything else to standard error.",
-        "Exit codes: 0 fine, 2 bad input or use, 3 a fault of fewbits itself, 130 interrupted, 143 terminated.",
+        "Exit codes: 0 fine, 1 `verify` found a difference, 2 bad input or use, 3 a fault of fewbits itself,",
+        "130 interrupted, 143 terminated.",
     ]
     for name, command in commands.choices.items():
         arguments = " ".join(_usage(action) for action in command._actions if not action.option_strings)
@@ -127,7 +132,17 @@ def inspect_table() -> str:
     return "\n".join(["```console", f"$ .venv/bin/fewbits inspect {EXAMPLE}", *lines, "```", ""])
 
 
-SECTIONS: dict[str, Callable[[], str]] = {"support": support_tables, "inspect": inspect_table}
+def perplexity_tables() -> str:
+    import perplexity_report
+
+    return perplexity_report.table(perplexity_report.Results(perplexity_report.read()))
+
+
+SECTIONS: dict[str, Callable[[], str]] = {
+    "support": support_tables,
+    "inspect": inspect_table,
+    "perplexity": perplexity_tables,
+}
 
 
 def readme() -> str:
@@ -143,10 +158,24 @@ def readme() -> str:
     return text
 
 
+def gallery_page() -> str:
+    import gallery
+
+    return gallery.page()
+
+
+def perplexity_plot() -> str:
+    import perplexity_report
+
+    return perplexity_report.svg(perplexity_report.Results(perplexity_report.read()))
+
+
 PAGES: dict[str, Callable[[], str]] = {
     "docs/errors.md": errors_page,
     "docs/cli.md": cli_page,
+    "docs/gallery.md": gallery_page,
     "README.md": readme,
+    "examples/stdlib-lm/perplexity.svg": perplexity_plot,
 }
 
 

@@ -2,6 +2,7 @@
 
     python tools/quantize_example.py --source BF16 --out DIR                        every scheme, and lm_head with it
     python tools/quantize_example.py --source BF16 --out DIR w4a16 fp8 --head bf16  two schemes, lm_head as it was
+    python tools/quantize_example.py --source BF16 --out DIR bf16 --head int8       nothing but lm_head
     python tools/quantize_example.py --source BF16 --out DIR w4a16-asym --method gptq --name w4a16-asym
 
 BF16 is the folder bf16/ that tools/train_example.py makes. Each variant is a complete folder
@@ -17,6 +18,7 @@ from __future__ import annotations
 import argparse
 import random
 import shutil
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,7 @@ from train_example import is_heldout, standard_library
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 WINDOW = 512
+SAMPLES = 64  # calibration windows
 
 
 def integer(
@@ -72,6 +75,7 @@ SCHEMES: dict[str, str | dict[str, Any]] = {
     "mxfp8a16": "MXFP8A16",
     "mxfp8": "MXFP8",
 }
+BF16 = "bf16"  # the scheme that leaves everything but the head as it was
 HEADS: dict[str, dict[str, Any]] = {"int8": integer(8, True, None), "int4": integer(4, True, 128)}
 KV_CACHES: dict[str, dict[str, Any]] = {
     "fp8": {"num_bits": 8, "type": "float", "strategy": "tensor", "symmetric": True, "dynamic": False},
@@ -87,12 +91,11 @@ def config_group(scheme: str | dict[str, Any], target: str) -> QuantizationSchem
 
 def recipe(scheme: str, head: str, method: str, observer: str | None, kv_cache: str | None) -> list[Modifier]:
     """The modifiers that make a variant; the arguments are those of the command line."""
-    groups = {"group_0": config_group(SCHEMES[scheme], "Linear")}
+    groups = {}
+    if scheme != BF16:
+        groups["group_0"] = config_group(SCHEMES[scheme], r"re:.*_proj$" if head in HEADS else "Linear")
     if head in HEADS:
-        groups = {
-            "group_0": config_group(SCHEMES[scheme], r"re:.*_proj$"),
-            "group_1": config_group(HEADS[head], "lm_head"),
-        }
+        groups["group_1"] = config_group(HEADS[head], "lm_head")
     arguments: dict[str, Any] = {"config_groups": groups, "ignore": ["lm_head"] if head == "bf16" else []}
     if observer:
         arguments["weight_observer"] = observer
@@ -107,13 +110,18 @@ def recipe(scheme: str, head: str, method: str, observer: str | None, kv_cache: 
     return [AWQModifier(duo_scaling="both"), quantization] if method == "awq" else [quantization]
 
 
+@cache
+def training_texts() -> list[str]:
+    """The training files that are long enough for a window."""
+    sources = standard_library()
+    return [text for name, text in sources.items() if not is_heldout(name, text) and len(text) > 4 * WINDOW]
+
+
 def calibration(tokenizer: PreTrainedTokenizerBase, samples: int) -> DataLoader[dict[str, torch.Tensor]]:
     """Windows of training text, each from a file of its own, beginning with the begin-of-text token."""
-    sources = standard_library()
-    texts = [text for name, text in sources.items() if not is_heldout(name, text) and len(text) > 4 * WINDOW]
     chooser = random.Random(0)
     windows = []
-    for text in chooser.choices(texts, k=samples):
+    for text in chooser.choices(training_texts(), k=samples):
         ids = tokenizer(text)["input_ids"]
         start = chooser.randrange(1, max(2, len(ids) - WINDOW))
         window = torch.tensor([ids[0], *ids[start : start + WINDOW - 1]])
@@ -134,7 +142,9 @@ def quantize(source: Path, folder: Path, modifiers: list[Modifier], samples: int
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("schemes", nargs="*", metavar="SCHEME", help=f"of {', '.join(SCHEMES)} (default: all)")
+    parser.add_argument(
+        "schemes", nargs="*", metavar="SCHEME", help=f"of {BF16}, {', '.join(SCHEMES)} (default: all but {BF16})"
+    )
     parser.add_argument("--source", type=Path, required=True, help="the bf16 folder that train_example.py made")
     parser.add_argument("--out", type=Path, required=True, help="folder that gets a folder per variant")
     parser.add_argument("--name", help="name of the variant's folder (only with one scheme)")
@@ -144,10 +154,14 @@ def main() -> None:
     )
     parser.add_argument("--observer", help="llm-compressor's weight observer, such as memoryless_mse")
     parser.add_argument("--kv-cache", choices=list(KV_CACHES), help="also quantize the KV cache")
-    parser.add_argument("--samples", type=int, default=64, help=f"calibration windows of {WINDOW} tokens (default: 64)")
+    parser.add_argument(
+        "--samples", type=int, default=SAMPLES, help=f"calibration windows of {WINDOW} tokens (default: {SAMPLES})"
+    )
     arguments = parser.parse_args()
-    if unknown := set(arguments.schemes) - set(SCHEMES):
-        parser.error(f"unknown scheme {', '.join(sorted(unknown))}; there are {', '.join(SCHEMES)}")
+    if unknown := set(arguments.schemes) - {*SCHEMES, BF16}:
+        parser.error(f"unknown scheme {', '.join(sorted(unknown))}; there are {BF16}, {', '.join(SCHEMES)}")
+    if BF16 in arguments.schemes and arguments.head not in HEADS:
+        parser.error(f"{BF16} needs --head {' or '.join(HEADS)}")
     if arguments.name and len(arguments.schemes) != 1:
         parser.error("--name needs exactly one scheme")
     for scheme in arguments.schemes or SCHEMES:
