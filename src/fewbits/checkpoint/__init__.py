@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import stat
 from dataclasses import dataclass, field
+from itertools import repeat
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -129,7 +130,7 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
 
     paths = [folder / name for name in names]
     tensors: dict[str, TensorInfo] = {}
-    without_data, with_data = [], []
+    without_data, with_data, unlisted = [], [], []
     for file, path in enumerate(paths):
         found, header_only = read_header(path, file)
         if header_only:
@@ -140,8 +141,8 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
             twice = min(tensors.keys() & found.keys())
             other = paths[tensors[twice].file].name
             raise CheckpointError("tensor-twice", f"is in {other} and in {path.name}", module=twice)
-        if weight_map is not None and not set(map(weight_map.get, found)) <= {path.name, None}:
-            raise _misplaced(next(name for name in found if weight_map.get(name) not in (path.name, None)), weight_map)
+        if weight_map is not None:
+            unlisted += _take(weight_map, found, path.name)
         tensors.update(found)
     if without_data and with_data:
         raise CheckpointError(
@@ -149,21 +150,26 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
         )
 
     checkpoint = Checkpoint(folder, config, tensors, paths, bool(without_data))
-    if weight_map is not None:
-        _compare_with_index(checkpoint, weight_map)
+    if weight_map:
+        name = min(weight_map)
+        raise _misplaced(name, weight_map[name])
+    if unlisted:
+        text = f"{len(unlisted)} tensors of the files are not in the index, the first is {min(unlisted)}"
+        checkpoint.notices.append(Notice("index-incomplete", "", text))
     checkpoint.generation_config = checkpoint.json("generation_config.json") or {}
     return checkpoint
 
 
-def _compare_with_index(checkpoint: Checkpoint, weight_map: dict[str, str]) -> None:
-    if not weight_map.keys() <= checkpoint.tensors.keys():
-        raise _misplaced(min(weight_map.keys() - checkpoint.tensors.keys()), weight_map)
-    if len(checkpoint.tensors) > len(weight_map):
-        extra = checkpoint.tensors.keys() - weight_map.keys()
-        text = f"{len(extra)} tensors of the files are not in the index, the first is {min(extra)}"
-        checkpoint.notices.append(Notice("index-incomplete", "", text))
+def _take(weight_map: dict[str, str], found: dict[str, TensorInfo], file: str) -> list[str]:
+    """Take the tensors of a file out of the index, which must put them there. Returns those that it doesn't list."""
+    listed = list(map(weight_map.pop, found, repeat(None)))
+    if set(listed) == {file}:
+        return []
+    for name, other in zip(found, listed, strict=True):
+        if other not in (file, None):
+            raise _misplaced(name, other)
+    return [name for name, other in zip(found, listed, strict=True) if other is None]
 
 
-def _misplaced(name: str, weight_map: dict[str, str]) -> CheckpointError:
-    text = f"the index puts it into {weight_map[name]}, which doesn't have it"
-    return CheckpointError("index-invalid", text, module=name)
+def _misplaced(name: str, file: str) -> CheckpointError:
+    return CheckpointError("index-invalid", f"the index puts it into {file}, which doesn't have it", module=name)

@@ -25,20 +25,22 @@ def _constant(text: str) -> Any:
     raise ValueError(f"{text} is not JSON")
 
 
-def _keys(value: Any) -> int:
+def _keys(data: bytes, value: Any) -> int:
     """Keys of an object and of the objects in it, layer by layer; lists are not looked into."""
-    count, layer = 0, [value] if isinstance(value, dict) else []
+    keys, layer = 0, [value] if isinstance(value, dict) else []
+    unseen = data.count(b"{")  # at least as many objects as there are
     while layer:
-        count += sum(map(len, layer))
-        layer = [child for outer in layer for child in outer.values() if type(child) is dict]
-    return count
+        keys += sum(map(len, layer))
+        unseen -= len(layer)
+        layer = [child for outer in layer for child in outer.values() if type(child) is dict] if unseen else []
+    return keys
 
 
 def _surely_unique(data: bytes, value: Any) -> bool:
     """Whether no key stands twice, by counting: each key of the text has a colon of its own, so as many colons as keys
     that were kept means that none was dropped. A tenth of the time that a hook on each object takes.
     """
-    return data.count(b":") == _keys(value)
+    return data.count(b":") == _keys(data, value)
 
 
 def parse(data: bytes, source: str, code: str) -> dict[str, Any]:

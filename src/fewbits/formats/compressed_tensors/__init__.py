@@ -29,7 +29,7 @@ from fewbits.formats.compressed_tensors.headers import (
 )
 from fewbits.formats.compressed_tensors.layouts import LAYOUTS, Layout, layout_of
 from fewbits.formats.compressed_tensors.matching import NEVER_TARGETS, Patterns
-from fewbits.formats.resolved import Arrays, FormatReport, Resolved, StoredModule, Warn
+from fewbits.formats.resolved import Arrays, FormatReport, ModuleKind, Resolved, StoredModule, Warn
 from fewbits.qweight import QLinear
 from fewbits.spec import QuantSpec, WeightSpec
 
@@ -71,20 +71,9 @@ class CompressedTensors:
         """What this module is. Never raises for a module's own faults: they are `error`s of the result."""
         ignored = self._ignore.match(module.name, module.kind)
         target = self._targets.match(module.name, module.kind)
-        scheme = self._scheme_of[target] if target is not None else None
-        if not self.config.schemes:
-            decided_by = "no config group"
-        elif module.kind in NEVER_TARGETS:
-            decided_by = "its tensors"
-        elif scheme is None:
-            decided_by = "no target matches"
-        else:
-            decided_by = f"{scheme.name}, target {target}"
-        if ignored is not None:
-            decided_by = f"ignore entry {ignored}"
         # Thousands of modules share a rule, a scheme and shapes: their names play no part from here on.
-        stored = [info[:2] for info in module.tensors.values()]  # dtype and shape
-        key = (target, decided_by, module.kind, module.expected, *module.tensors, *stored)
+        stored = [part for info in module.tensors.values() for part in (info.dtype, info.shape)]
+        key = (target, ignored, module.kind, module.expected, *module.tensors, *stored)
         known = self._memory.get(key)
         if known is None:
             peeked: list[str] = []
@@ -93,11 +82,23 @@ class CompressedTensors:
                 peeked.append(suffix)
                 return module.peek(suffix)
 
+            scheme = self._scheme_of[target] if target is not None else None
             known = self._resolve(module._replace(peek=peek), scheme, ignored is not None)
-            known = known if known.decided_by else replace(known, decided_by=decided_by)
+            if not known.decided_by:
+                known = replace(known, decided_by=self._rule(module.kind, scheme, target, ignored))
             if not peeked:  # what the data of this module decided is its own
                 self._memory[key] = known
         return known
+
+    def _rule(self, kind: ModuleKind, scheme: schemes.Scheme | None, target: str | None, ignored: str | None) -> str:
+        """Which rule of the config decided."""
+        if ignored is not None:
+            return f"ignore entry {ignored}"
+        if not self.config.schemes:
+            return "no config group"
+        if kind in NEVER_TARGETS:
+            return "its tensors"
+        return "no target matches" if scheme is None else f"{scheme.name}, target {target}"
 
     def _resolve(self, module: StoredModule, scheme: schemes.Scheme | None, ignored: bool) -> Resolved:
         tensors = module.tensors
