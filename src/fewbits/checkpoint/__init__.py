@@ -161,7 +161,9 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
 
 
 def _take(weight_map: dict[str, str], found: dict[str, TensorInfo], file: str) -> list[str]:
-    """Take the tensors of a file out of the index, which must put them there. Returns those that it doesn't list."""
+    """Take the tensors of a file out of the index's map, which must put them there; what is left in the end is missing.
+    Returns those that it doesn't list.
+    """
     listed = list(map(weight_map.pop, found, repeat(None)))
     if set(listed) == {file}:
         return []
