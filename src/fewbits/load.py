@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fewbits.checkpoint import Checkpoint, TensorReader, open_checkpoint
+from fewbits.checkpoint.collector import paused
 from fewbits.errors import CheckpointError, Notice, PlanError
 from fewbits.kernels import KERNELS, Kernel, Op, choose
 from fewbits.kernels.batch import CacheLayer
@@ -54,6 +55,7 @@ class _ModuleArrays(Mapping[str, NDArray[Any]]):
         return len(self._suffixes)
 
 
+@paused()
 def inspect(folder: str | Path) -> LoadPlan:
     """The plan of a folder. Raises CheckpointError when config.json or a header can't be read."""
     checkpoint = open_checkpoint(folder)

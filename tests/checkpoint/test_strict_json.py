@@ -29,9 +29,9 @@ def test_reads_what_json_is(value, ascii_only):
     [
         (b'{"a": 1, "a": 1}', "'a' stands twice"),
         (b'{"x": {"a": 1, "b": 2, "a": 3}}', "'a' stands twice"),
-        (b'{"a": NaN}', "NaN"),
-        (b'{"a": -Infinity}', "-Infinity"),
-        (b'{"a": ' + b"[" * 200_000 + b"]" * 200_000 + b"}", "nested too deeply"),
+        (b'{"a": NaN}', "expected a JSON value: line 1 column 7"),
+        (b'{"a": -Infinity}', "no digit after sign: line 1 column 8"),
+        (b'{"a": ' + b"[" * 200_000 + b"]" * 200_000 + b"}", "depth limit exceeded"),
         (b'{"a": ' + b"9" * 5_000 + b"}", "not valid JSON"),
         (b'{"a": "\xff"}', "not valid JSON"),
         (b'{"a": "\\ud800"}', "not valid JSON"),

@@ -137,12 +137,13 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
             without_data.append(path.name)
         elif any(info.nbytes for info in found.values()):
             with_data.append(path.name)
-        if not tensors.keys().isdisjoint(found):
-            twice = min(tensors.keys() & found.keys())
+        new = [*found] if weight_map is None else _take(weight_map, found, path.name)
+        if not tensors.keys().isdisjoint(new):
+            twice = min(tensors.keys() & {*new})
             other = paths[tensors[twice].file].name
             raise CheckpointError("tensor-twice", f"is in {other} and in {path.name}", module=twice)
         if weight_map is not None:
-            unlisted += _take(weight_map, found, path.name)
+            unlisted += new
         tensors.update(found)
     if without_data and with_data:
         raise CheckpointError(
@@ -162,7 +163,7 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
 
 def _take(weight_map: dict[str, str], found: dict[str, TensorInfo], file: str) -> list[str]:
     """Take the tensors of a file out of the index's map, which must put them there; what is left in the end is missing.
-    Returns those that it doesn't list.
+    Returns those that it doesn't list, or no longer: another file has them too.
     """
     listed = list(map(weight_map.pop, found, repeat(None)))
     if set(listed) == {file}:

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Iterable
 from itertools import chain
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -100,48 +102,59 @@ def _entry_bytes(path: Path, name: str, value: Any) -> int:
     return end - begin
 
 
-def _all_integers(header: dict[str, Any]) -> bool:
-    """Whether shapes and offsets hold nothing but integers: 1.0 and true are equal to 1 for Python."""
+_parts = itemgetter("dtype", "shape", "data_offsets")
+
+
+def _columns(header: dict[str, Any]) -> Iterable[tuple[str, tuple[int, ...], list[int]]] | None:
+    """dtype, shape and data_offsets of every entry; None where one of them isn't made of these three, and of names and
+    integers from 0. 1.0 and true are equal to 1 for Python, so types are compared.
+    """
     try:
-        lists = [value[key] for key in ("shape", "data_offsets") for value in header.values()]
-        return set(map(type, chain.from_iterable(lists))) <= {int}
-    except (TypeError, KeyError):
-        return False
+        dtypes, shapes, offsets = zip(*map(_parts, header.values()), strict=True)
+        numbers = (*chain.from_iterable(shapes), *chain.from_iterable(offsets))
+        fine = (
+            set(map(type, dtypes)) == {str}
+            and set(map(type, numbers)) == {int}
+            and set(map(len, offsets)) == {2}
+            and set(map(len, header.values())) == {3}
+            and min(numbers) >= 0
+            and max(map(len, header)) <= _NAME_LIMIT
+        )
+    except (TypeError, KeyError, ValueError):  # an entry without the parts, or no entry at all
+        return None
+    return zip(dtypes, map(tuple, shapes), offsets, strict=True) if fine else None
 
 
-def _tensors(path: Path, file: int, header: dict[str, Any], start: int) -> dict[str, TensorInfo]:
+def _tensors(path: Path, file: int, header: dict[str, Any], start: int) -> list[TensorInfo]:
     """The entries of a header, each checked. A million tensors have a few hundred dtypes and shapes between them: an
     entry of a kind that was checked before is accepted when its offsets fit that kind's bytes.
     """
-    known: dict[tuple[Any, ...], tuple[str, tuple[int, ...], int]] = {}
-    comparable = _all_integers(header)
-    tensors = {}
-    for name, value in header.items():
-        try:
-            begin, end = value["data_offsets"]
-            kind = (value["dtype"], *value["shape"])
-            dtype, shape, nbytes = known[kind]
-            fine = comparable and begin >= 0 and end - begin == nbytes and len(value) == 3
-        except (TypeError, KeyError, ValueError):
-            fine = False
-        if not fine or len(name) > _NAME_LIMIT:
-            nbytes = _entry_bytes(path, name, value)
-            dtype, shape, _ = known[kind] = (value["dtype"], tuple(value["shape"]), nbytes)
-        tensors[name] = TensorInfo(dtype, shape, file, start + begin, start + end)
+    columns = _columns(header)
+    if columns is None:
+        for name, value in header.items():
+            _entry_bytes(path, name, value)  # raises for the first that is at fault
+        return []
+    known: dict[tuple[str, tuple[int, ...]], tuple[str, tuple[int, ...], int]] = {}
+    tensors = []
+    for name, (dtype, shape, (begin, end)) in zip(header, columns, strict=True):
+        kind = known.get((dtype, shape))
+        if kind is None or end - begin != kind[2]:
+            kind = known[dtype, shape] = (dtype, shape, _entry_bytes(path, name, header[name]))
+        tensors.append(TensorInfo(kind[0], kind[1], file, start + begin, start + end))
     return tensors
 
 
-def _end_of_data(path: Path, tensors: dict[str, TensorInfo], start: int) -> int:
+def _end_of_data(path: Path, names: Iterable[str], tensors: list[TensorInfo], start: int) -> int:
     """Where the last tensor ends. Tensors must follow one another without holes, in whatever order they are listed."""
     position, previous = start, ""
     in_order = True
-    for info in tensors.values():
+    for info in tensors:
         in_order = in_order and info.begin == position
         position = info.end
     if in_order:
         return position
     position = start
-    for name, info in sorted(tensors.items(), key=lambda item: (item[1].begin, item[1].end)):
+    for name, info in sorted(zip(names, tensors, strict=True), key=lambda item: (item[1].begin, item[1].end)):
         if info.begin != position:
             problem = "overlaps" if info.begin < position else "leaves a hole after"
             raise _bad_header(path, f"{shorten(name)} {problem} {shorten(previous) if previous else 'the header'}")
@@ -173,11 +186,9 @@ def read_header(path: Path, file: int) -> tuple[dict[str, TensorInfo], bool]:
 
     start = 8 + length
     tensors = _tensors(path, file, header, start)
-    end = _end_of_data(path, tensors, start)
-    if end == size:
-        return tensors, False
-    if size == start:
-        return tensors, True
+    end = _end_of_data(path, header, tensors, start)
+    if end == size or size == start:
+        return dict(zip(header, tensors, strict=True)), end != size
     raise CheckpointError(
         "file-size",
         f"the file has {size} bytes, its header describes {end}",

@@ -1,9 +1,11 @@
-"""JSON from files nobody vouches for: duplicate keys, NaN, endless nesting and endless integers are refused."""
+"""JSON from files nobody vouches for: duplicate keys, NaN, endless nesting and endless numbers are refused."""
 
 from __future__ import annotations
 
 import json
 from typing import Any
+
+import orjson  # twice as fast as json, and stricter: a header may hold a hundred thousand tensors
 
 from fewbits.errors import CheckpointError
 
@@ -19,10 +21,6 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
                 raise ValueError(f"the key {key[:80]!r} stands twice in one object")
             seen.add(key)
     return result
-
-
-def _constant(text: str) -> Any:
-    raise ValueError(f"{text} is not JSON")
 
 
 def _keys(data: bytes, value: Any) -> int:
@@ -46,15 +44,12 @@ def _surely_unique(data: bytes, value: Any) -> bool:
 def parse(data: bytes, source: str, code: str) -> dict[str, Any]:
     """The object that `data` holds. Raises CheckpointError(`code`) naming `source` when it isn't one."""
     try:
-        text = data.decode("utf-8")
-        value = json.loads(text, parse_constant=_constant)
+        value = orjson.loads(data)
         if not _surely_unique(data, value):
-            json.loads(text, object_pairs_hook=_object)
-        if b"\\" in data and (b"\\ud" in data or b"\\uD" in data):
-            json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair is no character
+            json.loads(data, object_pairs_hook=_object)
     except RecursionError:
         raise CheckpointError(code, "JSON is nested too deeply", module=source) from None
-    except ValueError as error:  # bad JSON, bad UTF-8, integers beyond Python's limit of digits
+    except ValueError as error:  # bad JSON, bad UTF-8, a key that stands twice
         raise CheckpointError(code, f"not valid JSON: {error}", module=source) from None
     if not isinstance(value, dict):
         raise CheckpointError(code, "the JSON value is not an object", module=source)

@@ -11,9 +11,10 @@ from fewbits.formats.resolved import ModuleKind
 _SUFFIXES = frozenset(
     """weight bias weight_packed weight_scale weight_zero_point weight_shape weight_g_idx weight_global_scale
     input_scale input_zero_point input_global_scale output_scale output_zero_point
-    bitmask compressed row_offsets shape meta scale_packed""".split()
+    meta scale_packed""".split()
 )
-_SPARSE = ("bitmask", "compressed", "row_offsets", "shape")
+# Files of 2024 have any tensor in parts: <module>.weight.bitmask, <module>.bias.bitmask
+_SPARSE = frozenset(("bitmask", "compressed", "row_offsets", "shape"))
 _WEIGHTS = ("weight", "weight_packed", "bitmask", "weight.bitmask", "weight_packed.bitmask")  # as many dimensions
 
 Modules = dict[str, dict[str, TensorInfo]]
@@ -25,11 +26,13 @@ def group(tensors: Mapping[str, TensorInfo]) -> tuple[Modules, list[str]]:
     loose = []
     for name, info in tensors.items():
         module, _, suffix = name.rpartition(".")
-        if suffix in _SPARSE:  # files of 2024 have any tensor in parts: <module>.weight.bitmask, <module>.bias.bitmask
+        if suffix in _SPARSE:
             owner, _, whole = module.rpartition(".")
-            if owner and whole in _SUFFIXES:
+            if owner and (whole in _SUFFIXES or whole in _SPARSE):
                 module, suffix = owner, f"{whole}.{suffix}"
-        if module and (suffix in _SUFFIXES or suffix.rpartition(".")[2] in _SPARSE):
+        elif suffix not in _SUFFIXES:
+            module = ""
+        if module:
             stored = modules.get(module)
             if stored is None:
                 stored = modules[module] = {}
@@ -46,11 +49,11 @@ def expert_parents(names: Iterable[str]) -> set[str]:
 
 def kind_of(name: str, tensors: Mapping[str, TensorInfo], parents: set[str]) -> ModuleKind:
     """The kind of a module that no family names, from its name and its tensors' dimensions."""
+    if ".experts." in name or name.endswith(".experts"):
+        return "expert"
     last = name.rpartition(".")[2]
     weight = next((tensors[suffix] for suffix in _WEIGHTS if suffix in tensors), None)
     dimensions = len(weight.shape) if weight is not None else 0
-    if ".experts." in f"{name}.":
-        return "expert"
     if last in ("lm_head", "output"):
         return "head"
     if last in ("embed_tokens", "wte", "tok_embeddings"):

@@ -92,7 +92,7 @@ class _Planner:
                     loose.append(f"{name}.bias")
                     continue
                 kind = need.kind if need is not None else kind_of(name, stored, parents)
-                self._module(name, kind, stored)
+                self._module(name, need, kind, stored)
         for name in loose:
             self._loose(name)
         rows = {row.name: row for row in plan.rows}
@@ -110,14 +110,13 @@ class _Planner:
             unused = f"{len(plan.leftover_tensors)} tensors belong to no module, the first is {first}"
             self.warnings.add("tensors-unclaimed", "", unused)
         self._report()
-        plan.nbytes = sum(info.nbytes for info in tensors.values())
+        plan.nbytes = sum(info.end - info.begin for info in tensors.values())
         plan.parameters = self._parameters()
         return plan
 
     # ---- modules ---------------------------------------------------------------------------------------------------
 
-    def _module(self, name: str, kind: ModuleKind, stored: dict[str, TensorInfo]) -> None:
-        need = self.needs.get(name)
+    def _module(self, name: str, need: Need | None, kind: ModuleKind, stored: dict[str, TensorInfo]) -> None:
         expected = (need.shape[0], need.shape[1]) if need is not None and len(need.shape) == 2 else None
         weight = stored.get("weight") or stored.get("weight_packed")
         if weight is not None and len(weight.shape) == 3 and (".experts" in name or ".moe." in name):

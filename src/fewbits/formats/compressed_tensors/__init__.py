@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,7 @@ __all__ = ["CompressedTensors", "claim", "find_config"]
 _OUTPUT_SUFFIXES = ("output_scale", "output_zero_point")
 _BESIDE = (*activations.SUFFIXES, *_OUTPUT_SUFFIXES, "bias")  # what any layout may have
 _MARLIN_24 = ("meta", "scale_packed")
+_dtype_and_shape = attrgetter("dtype", "shape")
 _OPEN = WeightSpec("float", 0)  # of modules whose tensors don't tell
 
 
@@ -72,7 +74,7 @@ class CompressedTensors:
         ignored = self._ignore.match(module.name, module.kind)
         target = self._targets.match(module.name, module.kind)
         # Thousands of modules share a rule, a scheme and shapes: their names play no part from here on.
-        stored = [part for info in module.tensors.values() for part in (info.dtype, info.shape)]
+        stored = map(_dtype_and_shape, module.tensors.values())
         key = (target, ignored, module.kind, module.expected, *module.tensors, *stored)
         known = self._memory.get(key)
         if known is None:

@@ -23,8 +23,8 @@ _LONG = 256  # characters of a name
 
 
 def _may_hang(pattern: str) -> bool:
-    """Whether a pattern needs a timeout, which costs ten times the match: more than three repetitions, or any that may
-    be nested. Without, it takes at most 256^3 / 6 steps on a name that isn't long.
+    """Whether a pattern needs a timeout, which re doesn't have and which costs ten times the match: more than three
+    repetitions, or any that may be nested. Without, it takes at most 256^3 / 6 steps on a name that isn't long.
     """
     repetitions = len(re.findall(r"[*+?{]", pattern))
     return repetitions > 3 or re.search(r"\)[*+?{]|\(\?|\\[1-9gkK]", pattern) is not None
@@ -59,24 +59,16 @@ class Patterns:
                 raise CheckpointError("pattern-timeout", f"{len(self.hits)} patterns take too long", source=source)
             if pattern.startswith("re:"):
                 try:
-                    re.compile(pattern[3:])  # the dialect; regex alone knows recursion, which takes gigabytes
-                    self._regexes.append(
-                        (pattern, regex.compile(pattern[3:]), _TIMEOUT if _may_hang(pattern) else None)
-                    )
+                    plain = re.compile(pattern[3:])  # the dialect; regex alone knows recursion, which takes gigabytes
+                    self._regexes.append((pattern, not _may_hang(pattern), plain, regex.compile(pattern[3:])))
                 except (re.error, regex.error, RecursionError, OverflowError) as error:
                     raise CheckpointError("pattern-invalid", f"{pattern[:80]!r}: {error}", source=source) from None
 
     def match(self, name: str, kind: ModuleKind) -> str | None:
         """The pattern that decides for this module, None where none matches."""
         found = name if name in self.hits and not name.startswith("re:") else None
-        began = time.perf_counter()
-        for pattern, compiled, timeout in self._regexes:
-            # Once decided, only patterns that never hit are still tried: to know those that hit nothing.
-            if (found is None or self.hits[pattern] == 0) and self._matches(compiled, pattern, name, timeout):
-                self.hits[pattern] += 1
-                found = found or pattern
-        if time.perf_counter() - began > _SLOW:
-            self._count_time(name)
+        if self._regexes:
+            found = self._match_regexes(name, found)
         for class_name in _CLASSES[kind]:
             if class_name in self.hits:
                 self.hits[class_name] += 1
@@ -85,11 +77,23 @@ class Patterns:
             self.hits[found] += 1
         return found
 
-    def _matches(self, compiled: regex.Pattern[str], pattern: str, name: str, timeout: float | None) -> bool:
-        if len(name) > _LONG:
-            timeout = _TIMEOUT
+    def _match_regexes(self, name: str, found: str | None) -> str | None:
+        began = time.perf_counter()
+        short = len(name) <= _LONG
+        for pattern, tame, plain, timed in self._regexes:
+            # Once decided, only patterns that never hit are still tried: to know those that hit nothing.
+            if (found is None or self.hits[pattern] == 0) and (
+                plain.match(name) if tame and short else self._match_timed(timed, pattern, name)
+            ):
+                self.hits[pattern] += 1
+                found = found or pattern
+        if time.perf_counter() - began > _SLOW:
+            self._count_time(name)
+        return found
+
+    def _match_timed(self, timed: regex.Pattern[str], pattern: str, name: str) -> bool:
         try:
-            return compiled.match(name, timeout=timeout) is not None
+            return timed.match(name, timeout=_TIMEOUT) is not None
         except TimeoutError:
             raise CheckpointError(
                 "pattern-timeout",
@@ -104,8 +108,8 @@ class Patterns:
         which costs a system call and is therefore not asked for every name.
         """
         began = time.thread_time()
-        for pattern, compiled, _ in self._regexes:
-            self._matches(compiled, pattern, name, _TIMEOUT)
+        for pattern, _, _, timed in self._regexes:
+            self._match_timed(timed, pattern, name)
         self._slow += time.thread_time() - began
         if self._slow > _SLOW_TOGETHER:
             text = f"its regular expressions took {self._slow:.1f} s by the time of {name}"
