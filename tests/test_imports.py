@@ -141,3 +141,18 @@ def test_the_package_itself_loads_nothing():
     code = "import json, sys, fewbits; print(json.dumps({'modules': sorted(sys.modules)}))"
     loaded = {str(name).partition(".")[0] for name in probe(code)["modules"]}
     assert not loaded & {*HEAVY, "numpy", "ml_dtypes"}
+
+
+HELP = """
+import contextlib, io, json, sys
+from fewbits.cli import main
+with contextlib.redirect_stdout(io.StringIO()) as shown, contextlib.suppress(SystemExit):
+    main(["--help"])
+assert "usage: fewbits" in shown.getvalue()
+print(json.dumps({"modules": sorted(sys.modules)}))
+"""
+
+
+def test_help_loads_nothing():
+    loaded = {str(name).partition(".")[0] for name in probe(HELP)["modules"]}
+    assert not loaded & {*HEAVY, "numpy", "ml_dtypes", "orjson", "regex"}

@@ -18,4 +18,7 @@ def paused() -> Iterator[None]:
         yield
     finally:
         if was_enabled:
+            if not gc.get_freeze_count():
+                gc.freeze()  # into the oldest generation, unseen: else the next object sets off a pass over all
+                gc.unfreeze()
             gc.enable()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable
+from functools import partial
 from itertools import chain
 from operator import itemgetter
 from pathlib import Path
@@ -66,6 +67,9 @@ class TensorInfo(NamedTuple):
     @property
     def nbytes(self) -> int:
         return self.end - self.begin
+
+
+_tensor_info = partial(tuple.__new__, TensorInfo)  # of a tuple, in half the time of TensorInfo(…)
 
 
 def _bad_header(path: Path, text: str) -> CheckpointError:
@@ -140,7 +144,7 @@ def _tensors(path: Path, file: int, header: dict[str, Any], start: int) -> list[
         kind = known.get((dtype, shape))
         if kind is None or end - begin != kind[2]:
             kind = known[dtype, shape] = (dtype, shape, _entry_bytes(path, name, header[name]))
-        tensors.append(TensorInfo(kind[0], kind[1], file, start + begin, start + end))
+        tensors.append(_tensor_info((kind[0], kind[1], file, start + begin, start + end)))
     return tensors
 
 

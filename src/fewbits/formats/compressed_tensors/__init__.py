@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from operator import attrgetter
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -39,7 +39,7 @@ __all__ = ["CompressedTensors", "claim", "find_config"]
 _OUTPUT_SUFFIXES = ("output_scale", "output_zero_point")
 _BESIDE = (*activations.SUFFIXES, *_OUTPUT_SUFFIXES, "bias")  # what any layout may have
 _MARLIN_24 = ("meta", "scale_packed")
-_dtype_and_shape = attrgetter("dtype", "shape")
+_dtype_and_shape = itemgetter(0, 1)  # of a TensorInfo
 _OPEN = WeightSpec("float", 0)  # of modules whose tensors don't tell
 
 
