@@ -4,6 +4,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
+#include <cstdint>
 #include <new>
 
 namespace fewbits {
@@ -11,20 +12,47 @@ namespace {
 
 constexpr size_t kCacheLine = 64;
 constexpr size_t kHugePage = size_t{2} << 20;
+constexpr size_t kPage = size_t{64} << 10;  // the largest page that systems use, a multiple of others
+
+size_t mapped_bytes(size_t bytes) { return (bytes + kPage - 1) / kPage * kPage; }
+
+// Memory of its own from the system, aligned to a huge page. The system zeroes each page for the
+// thread that first writes there; memory of malloc's would have to be zeroed here, by one thread.
+void* map_pages(size_t bytes) {
+  const size_t whole = bytes + kHugePage;
+  void* const mapped =
+      mmap(nullptr, whole, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (mapped == MAP_FAILED) throw std::bad_alloc();
+  char* const begin = static_cast<char*>(mapped);
+  const size_t before = -reinterpret_cast<uintptr_t>(begin) % kHugePage;
+  char* const data = begin + before;
+  if (before != 0) munmap(begin, before);
+  munmap(data + mapped_bytes(bytes), whole - before - mapped_bytes(bytes));
+#if defined(MADV_HUGEPAGE)
+  // Only whole huge pages: rounding the last one up would make it resident in full.
+  madvise(data, bytes / kHugePage * kHugePage, MADV_HUGEPAGE);
+#endif
+  return data;
+}
 
 }  // namespace
 
 Buffer::Buffer(size_t bytes) : bytes_(bytes) {
   if (bytes == 0) return;
-  const size_t alignment = bytes >= kHugePage ? kHugePage : kCacheLine;
-  if (posix_memalign(&data_, alignment, bytes) != 0) throw std::bad_alloc();
-#if defined(MADV_HUGEPAGE)
-  // Only whole huge pages: rounding the last one up would make it resident in full.
-  if (bytes >= kHugePage) madvise(data_, bytes / kHugePage * kHugePage, MADV_HUGEPAGE);
-#endif
+  if (bytes >= kHugePage) {
+    data_ = map_pages(bytes);
+    return;
+  }
+  if (posix_memalign(&data_, kCacheLine, bytes) != 0) throw std::bad_alloc();
   memset(data_, 0, bytes);
 }
 
-Buffer::~Buffer() { free(data_); }
+Buffer::~Buffer() {
+  if (bytes_ >= kHugePage) {
+    munmap(data_, mapped_bytes(bytes_));
+  } else {
+    free(data_);
+  }
+}
 
 }  // namespace fewbits

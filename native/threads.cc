@@ -179,7 +179,11 @@ void parallel_for(int64_t count, void (*fn)(void* context, int64_t begin, int64_
     fn(context, 0, count);
     return;
   }
-  const std::lock_guard<std::mutex> lock(s.turn);
+  const std::unique_lock<std::mutex> lock(s.turn, std::try_to_lock);
+  if (!lock) {
+    fn(context, 0, count);
+    return;
+  }
   const int threads = s.threads.load(std::memory_order_relaxed);
   if (!s.pool) s.pool = std::make_unique<Pool>(threads);
   s.pool->run(count, fn, context);

@@ -11,7 +11,8 @@ namespace fewbits {
 
 // Calls fn(context, begin, end) over disjoint sub-ranges of [0, count), on the pool's threads and
 // the caller's, and returns when all of them are done. Who runs which sub-range varies from call to
-// call. fn must not throw and must not call parallel_for; calls from different threads take turns.
+// call. fn must not throw and must not call parallel_for. While the pool is at work for one thread,
+// calls from others run on their caller's thread alone.
 void parallel_for(int64_t count, void (*fn)(void* context, int64_t begin, int64_t end),
                   void* context);
 

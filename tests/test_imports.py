@@ -27,7 +27,7 @@ LAYERS = (
     ("qweight",),
     ("checkpoint",),
     ("formats", "kernels"),
-    ("plan", "nn"),
+    ("plan", "nn", "workers"),
     ("models",),
     ("load", "hub"),
     ("engine",),

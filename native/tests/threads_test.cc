@@ -63,7 +63,7 @@ void test_sleep() {
   }
 }
 
-void test_callers_take_turns() {
+void test_several_callers() {
   std::vector<std::thread> callers;
   for (int i = 0; i < 4; ++i) {
     callers.emplace_back([] {
@@ -106,6 +106,6 @@ int main() {
     test_counts();
     test_sleep();
   }
-  test_callers_take_turns();
+  test_several_callers();
   if (!kThreadSanitizer) test_fork();
 }

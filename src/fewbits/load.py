@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,7 @@ from fewbits.models import family_for
 from fewbits.models.decoder import Decoder
 from fewbits.plan import LoadPlan, Row, no_kernel, plan, require_runnable
 from fewbits.qweight import QLinear
+from fewbits.workers import Workers
 
 Progress = Callable[[int, int], None]  # bytes of tensors done, bytes in all
 
@@ -37,16 +38,21 @@ class Loaded:
     notices: list[Notice]  # warnings that only the data could show
 
 
-class _ModuleArrays(Mapping[str, NDArray[Any]]):
-    """The tensors of one module by suffix, read when asked for."""
+_IN_BLOCKS = ("weight", "weight_packed")
 
-    def __init__(self, reader: TensorReader, module: str, suffixes: Sequence[str]) -> None:
+
+class _ModuleArrays(Mapping[str, NDArray[Any]]):
+    """The tensors of one module by suffix, read when asked for; with `in_blocks` the largest stay StoredTensors."""
+
+    def __init__(self, reader: TensorReader, module: str, suffixes: Sequence[str], in_blocks: bool) -> None:
         self._reader, self._module, self._suffixes = reader, module, suffixes
+        self._in_blocks = _IN_BLOCKS if in_blocks else ()
 
     def __getitem__(self, suffix: str) -> NDArray[Any]:
         if suffix not in self._suffixes:
             raise KeyError(suffix)
-        return self._reader.read(f"{self._module}.{suffix}")
+        name = f"{self._module}.{suffix}"
+        return cast(NDArray[Any], self._reader.stored(name)) if suffix in self._in_blocks else self._reader.read(name)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._suffixes)
@@ -62,11 +68,14 @@ def inspect(folder: str | Path) -> LoadPlan:
     return plan(checkpoint, family_for(checkpoint.config))
 
 
-def decode(planned: LoadPlan, row: Row, reader: TensorReader) -> tuple[QLinear, list[Notice]]:
-    """One row's weight in canonical form, and the warnings that its data gave."""
+def decode(planned: LoadPlan, row: Row, reader: TensorReader, in_blocks: bool = False) -> tuple[QLinear, list[Notice]]:
+    """One row's weight in canonical form, and the warnings that its data gave.
+
+    With `in_blocks` its codes are read and decoded a slice of rows at a time, while `reader` is open.
+    """
     assert row.resolved is not None and planned.format is not None
     notices: list[Notice] = []
-    arrays = _ModuleArrays(reader, row.stored, row.resolved.claimed)
+    arrays = _ModuleArrays(reader, row.stored, row.resolved.claimed, in_blocks)
 
     def warn(code: str, text: str) -> None:
         notices.append(Notice(code, row.stored, text))
@@ -79,11 +88,13 @@ def load(
     allow_reference: bool = False,
     progress: Progress | None = None,
     ops: Ops | None = None,
+    threads: int = 1,
 ) -> Loaded:
     """Plan a folder and load its model.
 
     `allow_reference` runs modules without a native kernel in NumPy. `ops` is the back end, the native one unless
-    given; with the reference's, every module runs in the reference. Raises CheckpointError and PlanError.
+    given; with the reference's, every module runs in the reference.
+    `threads` read and pack. Raises CheckpointError and PlanError.
     """
     checkpoint = folder if isinstance(folder, Checkpoint) else open_checkpoint(folder)
     planned = plan(checkpoint, family_for(checkpoint.config))
@@ -95,26 +106,24 @@ def load(
     params: dict[str, Any] = {}
     notices: list[Notice] = []
     done = 0
-    with checkpoint.reader(reuse=True) as reused, checkpoint.reader() as kept:
-        for row in rows:
-            size = stored_bytes(checkpoint, row)
-            if row.kind == "norm":
-                params[row.name] = ops.vector(norm_vector(planned, row, kept))
-            else:
-                # The reference keeps views of what it is given; native kernels copy into their own layout.
-                reference = only_reference or row.executed_as == "reference"
-                reader = kept if reference else reused
-                reader.reset(size)
-                linear, found = decode(planned, row, reader)
-                kernel = kernel_for(row, linear, only_reference, allow_reference)
-                if linear.spec != row.spec and kernel.reference and not reference:
-                    linear, _ = decode(planned, row, kept)
-                params[row.name] = (kernel, kernel.pack(linear))
-                notices += [] if row.tied else found
-            done += size
-            if progress is not None:
-                progress(done, total)
-        cache_layers = planned.model.cache_layers(planned.cache_dtype, kv_scales(planned, kept))
+    with checkpoint.reader() as reader:
+        with Workers(threads) as workers:
+            for row in rows:
+                if row.kind == "norm":
+                    params[row.name] = ops.vector(norm_vector(planned, row, reader))
+                else:
+                    # The reference keeps views of whole arrays; native kernels copy blocks into their own layout.
+                    native = not only_reference and row.executed_as == "native"
+                    linear, found = decode(planned, row, reader, in_blocks=native)
+                    kernel = kernel_for(row, linear, only_reference, allow_reference)
+                    if native and kernel.reference:  # the data made another spec of it than the headers
+                        linear, _ = decode(planned, row, reader)
+                    params[row.name] = (kernel, kernel.pack(linear, workers))
+                    notices += [] if row.tied else found
+                done += stored_bytes(checkpoint, row)
+                if progress is not None:
+                    progress(done, total)
+        cache_layers = planned.model.cache_layers(planned.cache_dtype, kv_scales(planned, reader))
     decoder = Decoder(planned.model, params, ops)
     return Loaded(checkpoint, planned, decoder, ops, cache_layers, notices)
 

@@ -57,7 +57,8 @@ class QWeight:
 
     `scale` and `zero` have shape [ceil(N/rows), ceil(K/columns)] of the spec's block; `zero` is None when
     symmetric, else uint8 offset-binary (float32 for float zero points). `perm` (int64 [K]) is set for act-order:
-    stored column j is input column perm[j].
+    stored column j is input column perm[j]. Codes of a weight that is being loaded may still lie in its file
+    (`formats.blocks`): then only slices of rows can be taken of them.
     """
 
     spec: WeightSpec

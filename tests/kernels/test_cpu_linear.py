@@ -88,7 +88,7 @@ def test_many_groups_are_packed_in_pieces(monkeypatch):
     layer = random_linear(integers(4, GROUP, True), (300, 64))
     x = random_input(2, 64)
     whole = run(layer, x)
-    monkeypatch.setattr(linear, "_FILL", 1)
+    monkeypatch.setattr(linear, "_BLOCK", 1)
     np.testing.assert_array_equal(run(layer, x), whole)
 
 

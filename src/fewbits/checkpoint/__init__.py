@@ -15,10 +15,10 @@ from typing import Any
 from fewbits.checkpoint import strict_json
 from fewbits.checkpoint.collector import paused
 from fewbits.checkpoint.config import Config
-from fewbits.checkpoint.files import TensorInfo, TensorReader, read_header
+from fewbits.checkpoint.files import StoredTensor, TensorInfo, TensorReader, read_header
 from fewbits.errors import CheckpointError, Notice
 
-__all__ = ["Checkpoint", "Config", "TensorInfo", "TensorReader", "open_checkpoint"]
+__all__ = ["Checkpoint", "Config", "StoredTensor", "TensorInfo", "TensorReader", "open_checkpoint"]
 
 JSON_LIMIT = 256_000_000  # bytes of an index or a config; a trillion parameters' index has some 20 MB
 _SINGLE = ("model.safetensors", "consolidated.safetensors")

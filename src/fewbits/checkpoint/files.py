@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from itertools import chain
 from operator import itemgetter
@@ -70,6 +72,14 @@ class TensorInfo(NamedTuple):
 
 
 _tensor_info = partial(tuple.__new__, TensorInfo)  # of a tuple, in half the time of TensorInfo(…)
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError("file-unreadable", f"can't be read: {error.strerror}", module=path.name) from None
 
 
 def _bad_header(path: Path, text: str) -> CheckpointError:
@@ -171,16 +181,13 @@ def read_header(path: Path, file: int) -> tuple[dict[str, TensorInfo], bool]:
 
     Raises CheckpointError: header-invalid, header-dtype, file-size, file-unreadable.
     """
-    try:
-        with path.open("rb") as stream:
-            size = os.fstat(stream.fileno()).st_size
-            first = stream.read(8)
-            length = int.from_bytes(first, "little")
-            if len(first) < 8 or length > min(size - 8, HEADER_LIMIT):
-                raise _bad_header(path, f"{size} bytes can't hold a header of {length} bytes and its length")
-            data = stream.read(length)
-    except OSError as error:
-        raise CheckpointError("file-unreadable", f"can't be read: {error.strerror}", module=path.name) from None
+    with _explained(path), path.open("rb") as stream:
+        size = os.fstat(stream.fileno()).st_size
+        first = stream.read(8)
+        length = int.from_bytes(first, "little")
+        if len(first) < 8 or length > min(size - 8, HEADER_LIMIT):
+            raise _bad_header(path, f"{size} bytes can't hold a header of {length} bytes and its length")
+        data = stream.read(length)
     if not data.startswith(b"{"):
         raise _bad_header(path, "the header doesn't begin with {")
     header = strict_json.parse(data, path.name, "header-invalid")
@@ -199,6 +206,47 @@ def read_header(path: Path, file: int) -> tuple[dict[str, TensorInfo], bool]:
         module=path.name,
         hint="the download or copy was probably cut short: fetch this file again",
     )
+
+
+class _Buffer(threading.local):
+    """Memory of each thread, which all that it reads in blocks goes through."""
+
+    memory: NDArray[np.uint8] = np.empty(0, np.uint8)
+
+
+class StoredTensor:
+    """A tensor in its file. `stored[begin:end]` reads these rows, in any thread: an array in the stored dtype, good
+    until the same thread reads rows of the next.
+    """
+
+    _buffer = _Buffer()
+
+    def __init__(self, name: str, info: TensorInfo, path: Path, descriptor: int) -> None:
+        self.shape = info.shape
+        self.dtype = DTYPES[info.dtype][1]
+        self._name, self._begin, self._nbytes = name, info.begin, info.nbytes
+        self._path, self._descriptor = path, descriptor
+
+    def __getitem__(self, rows: slice) -> NDArray[Any]:
+        begin, end, _ = rows.indices(self.shape[0])
+        row = self._nbytes // self.shape[0] if self.shape[0] else 0
+        wanted = (end - begin) * row
+        if self._buffer.memory.size < wanted:
+            self._buffer.memory = np.empty(wanted, np.uint8)
+        memory = self._buffer.memory[:wanted]
+        self.read_into(memory, begin * row)
+        return memory.view(self.dtype).reshape(end - begin, *self.shape[1:])
+
+    def read_into(self, memory: NDArray[np.uint8], offset: int) -> None:
+        """Fill `memory` from a byte of the tensor on. Raises CheckpointError where the file ends before."""
+        done = 0
+        with _explained(self._path):
+            while done < memory.size:
+                count = os.preadv(self._descriptor, [memory.data[done:]], self._begin + offset + done)
+                if count == 0:
+                    text = f"the file ends inside {self._name}; it has changed"
+                    raise CheckpointError("file-size", text, module=self._path.name)
+                done += count
 
 
 class TensorReader:
@@ -240,18 +288,19 @@ class TensorReader:
     def read(self, name: str) -> NDArray[Any]:
         """The tensor in its stored dtype and shape (sub-byte types: raw bytes, one-dimensional)."""
         info = self._tensors[name]
-        path = self._paths[info.file]
         memory = self._memory(info.nbytes)
-        try:
-            if info.file not in self._descriptors:
-                self._descriptors[info.file] = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
-            done = 0
-            while done < info.nbytes:
-                count = os.preadv(self._descriptors[info.file], [memory.data[done:]], info.begin + done)
-                if count == 0:
-                    raise CheckpointError("file-size", f"the file ends inside {name}; it has changed", module=path.name)
-                done += count
-        except OSError as error:
-            raise CheckpointError("file-unreadable", f"can't be read: {error.strerror}", module=path.name) from None
+        self._open(name).read_into(memory, 0)
         bits, dtype = DTYPES[info.dtype]
         return memory if bits < 8 else memory.view(dtype).reshape(info.shape)
+
+    def stored(self, name: str) -> StoredTensor:
+        """The tensor (of bytes at least), to be read a block of rows at a time while this reader is open."""
+        return self._open(name)
+
+    def _open(self, name: str) -> StoredTensor:
+        info = self._tensors[name]
+        path = self._paths[info.file]
+        if info.file not in self._descriptors:
+            with _explained(path):
+                self._descriptors[info.file] = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        return StoredTensor(name, info, path, self._descriptors[info.file])

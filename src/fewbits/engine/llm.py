@@ -46,7 +46,9 @@ class LLM:
     ) -> None:
         self.threads = machine.prepare(threads)
         folder = hub.resolve(checkpoint)
-        self._loaded: Loaded = load.load(folder, allow_reference=allow_reference, progress=progress)
+        self._loaded: Loaded = load.load(
+            folder, allow_reference=allow_reference, progress=progress, threads=self.threads
+        )
         self.plan = self._loaded.plan
         self.tokenizer = Tokenizer(self._loaded.checkpoint)
         self.vocabulary: int = self._loaded.decoder.config.vocab

@@ -14,7 +14,7 @@ from fewbits.qweight import QLinear
 from fewbits.spec import ActSpec, QuantSpec
 
 ModuleKind = Literal["linear", "embedding", "head", "expert", "router", "norm", "conv", "other"]
-Arrays = Mapping[str, NDArray[Any]]
+Arrays = Mapping[str, NDArray[Any]]  # the values of `weight` and `weight_packed` may be StoredTensors
 Warn = Callable[[str, str], None]  # code of the warning, its text
 
 

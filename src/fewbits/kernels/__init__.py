@@ -15,10 +15,17 @@ from fewbits.kernels.cpu import embedding as cpu_embedding
 from fewbits.kernels.cpu import linear as cpu_linear
 from fewbits.kernels.reference import embedding as reference_embedding
 from fewbits.kernels.reference import linear as reference_linear
+from fewbits.kernels.tasks import Run, at_once
 from fewbits.qweight import QLinear
 from fewbits.spec import QuantSpec
 
 Op = Literal["linear", "embedding"]
+
+
+class Pack(Protocol):
+    """Puts a weight into a kernel's layout: complete once the tasks that were given to `run` have ended."""
+
+    def __call__(self, linear: QLinear, run: Run = at_once) -> Any: ...
 
 
 class LinearRunner(Protocol):
@@ -37,15 +44,14 @@ class EmbeddingRunner(Protocol):
 class Kernel:
     """One way to run an operation.
 
-    `accepts(spec, shape)` is None or a sentence why not; `pack` puts a weight into the kernel's layout;
-    `bind` makes a runner of packed weights (of one, for an embedding); `nbytes` is what a packed weight takes
+    `accepts(spec, shape)` is None or a sentence why not; `bind` makes a runner of packed weights (of one, for an embedding); `nbytes` is what a packed weight takes
     in memory; `arithmetic` is what the bound of its rounding follows from.
     """
 
     name: str
     op: Op
     accepts: Callable[[QuantSpec, tuple[int, int]], str | None]
-    pack: Callable[[QLinear], Any]
+    pack: Pack
     bind: Callable[[Sequence[Any]], Any]
     nbytes: Callable[[QuantSpec, tuple[int, int]], int]
     arithmetic: Callable[[QuantSpec, tuple[int, int]], Arithmetic]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from fewbits.checkpoint.files import DTYPES
 from fewbits.errors import CheckpointError
 from fewbits.formats import packing, scales
+from fewbits.formats.blocks import decoded
 from fewbits.formats.compressed_tensors.config import E8M0
 from fewbits.formats.compressed_tensors.headers import DENSE_SINCE, Version
 from fewbits.formats.resolved import Arrays, Warn
@@ -23,21 +25,25 @@ _CHECKED_AT_ONCE = 1 << 18  # numbers: what a check makes of them stays in the c
 _EXPONENTS = {"float16": 0x7C00, "bfloat16": 0x7F80, "float32": 0x7F800000, "float64": 0x7FF << 52}
 
 
-def check_finite(values: Array, tensor: str) -> None:
-    """Raise weight-nan where floats of 16 bits or more hold a NaN or an infinity: an exponent of all ones."""
+def check_finite(values: Array, tensor: str, row: int = 0) -> None:
+    """Raise weight-nan where floats of 16 bits or more hold a NaN or an infinity: an exponent of all ones.
+
+    `row` is the index of the first row in the tensor.
+    """
     exponent = _EXPONENTS[values.dtype.name]
-    _refuse(values.view(f"u{values.itemsize}"), exponent, tensor, "a value that is not finite")
+    _refuse(values.view(f"u{values.itemsize}"), exponent, tensor, "a value that is not finite", row)
 
 
-def _refuse(codes: Array, mask: int, tensor: str, what: str) -> None:
+def _refuse(codes: Array, mask: int, tensor: str, what: str, row: int = 0) -> None:
     """Raise weight-nan where a code has all bits of `mask` set."""
     flat = codes.reshape(-1)
     bits = flat.dtype.type(mask)
     for begin in range(0, flat.size, _CHECKED_AT_ONCE):
         masked = flat[begin : begin + _CHECKED_AT_ONCE] & bits
         if masked.max() == bits:
-            place = np.unravel_index(begin + int(masked.argmax()), codes.shape)
-            text = f"holds {what} at {[int(index) for index in place]}"
+            place = [int(index) for index in np.unravel_index(begin + int(masked.argmax()), codes.shape)]
+            place[:1] = [row + index for index in place[:1]]
+            text = f"holds {what} at {place}"
             raise CheckpointError("weight-nan", text, module=tensor)
 
 
@@ -120,23 +126,39 @@ def decode_packed(
         padded = (0,) < version < DENSE_SINCE
     spec, zero = _zero_point(module, spec, shape, arrays, warn, padded)
     if spec.bits == 4 and "weight_g_idx" not in arrays:  # as it is stored
-        codes = np.ascontiguousarray(words).view(np.uint8)[:, : (columns + 1) // 2]
+        row_bytes = (columns + 1) // 2
+        codes = decoded(words, lambda rows, _: np.ascontiguousarray(rows).view(np.uint8)[:, :row_bytes])
         return QWeight(spec, shape, codes, _scale(arrays, spec, shape), zero)
-    codes = packing.unpack(words, spec.bits, columns, padded)
-    return _integers_in_order(module, spec, shape, arrays, codes, zero)
+
+    def unpacked(rows: Array, begin: int) -> Array:
+        return packing.unpack(rows, spec.bits, columns, padded)
+
+    return _integers_in_order(module, spec, shape, arrays, words, unpacked, zero)
 
 
 def _integers_in_order(
-    module: str, spec: WeightSpec, shape: tuple[int, int], arrays: Arrays, codes: Array, zero: Array | None
+    module: str,
+    spec: WeightSpec,
+    shape: tuple[int, int],
+    arrays: Arrays,
+    stored: Array,
+    unpack: Callable[[Array, int], Array],
+    zero: Array | None,
 ) -> QWeight:
-    """Codes one a byte, [N, K], with their columns sorted by group where an activation order is stored."""
+    """Codes [N, K], with their columns sorted by group where an activation order is stored.
+
+    `unpack(rows, index of the first)` gives codes one a byte.
+    """
     perm = _input_order(module, spec, shape, arrays)
-    if perm is not None:
-        codes = codes[:, perm]
-    if spec.bits == 4:
-        codes = pack_nibbles(codes)
-    spec = replace(spec, act_order=perm is not None)
-    return QWeight(spec, shape, codes, _scale(arrays, spec, shape), zero, perm=perm)
+
+    def in_order(rows: Array, begin: int) -> Array:
+        codes = unpack(rows, begin)
+        if perm is not None:
+            codes = codes[:, perm]
+        return pack_nibbles(codes) if spec.bits == 4 else codes
+
+    ordered = replace(spec, act_order=perm is not None)
+    return QWeight(ordered, shape, decoded(stored, in_order), _scale(arrays, spec, shape), zero, perm=perm)
 
 
 def decode_plain(
@@ -144,23 +166,31 @@ def decode_plain(
 ) -> QWeight:
     weight = arrays["weight"]
     if spec.kind == "float":
-        _refuse(weight.view(np.uint8), 0x7F, f"{module}.weight", "the code of NaN")
+
+        def checked(rows: Array, begin: int) -> Array:
+            codes = rows.view(np.uint8)
+            _refuse(codes, 0x7F, f"{module}.weight", "the code of NaN", begin)
+            return codes
+
         if "weight_zero_point" in arrays and arrays["weight_zero_point"].astype(np.float32).any():
             text = "is not zero, and float weights have no zero point"
             raise CheckpointError("tensors-disagree", text, module=f"{module}.weight_zero_point")
-        return QWeight(spec, shape, weight.view(np.uint8), _scale(arrays, spec, shape))
+        return QWeight(spec, shape, decoded(weight, checked), _scale(arrays, spec, shape))
     middle = 1 << (spec.bits - 1)
-    if spec.bits < 8 and weight.size and (weight.min() < -middle or weight.max() >= middle):
-        raise CheckpointError("code-range", f"holds values outside of {spec.bits} bits", module=f"{module}.weight")
+
+    def offset_binary(rows: Array, begin: int) -> Array:
+        if spec.bits < 8 and rows.size and (rows.min() < -middle or rows.max() >= middle):
+            raise CheckpointError("code-range", f"holds values outside of {spec.bits} bits", module=f"{module}.weight")
+        return rows.astype(np.int8, copy=False).view(np.uint8) + np.uint8(middle)
+
     spec, zero = _zero_point(module, spec, shape, arrays, warn, padded=False)
-    codes = weight.astype(np.int8, copy=False).view(np.uint8) + np.uint8(middle)
-    return _integers_in_order(module, spec, shape, arrays, codes, zero)
+    return _integers_in_order(module, spec, shape, arrays, weight, offset_binary, zero)
 
 
 def decode_fp4(
     module: str, spec: WeightSpec, shape: tuple[int, int], arrays: Arrays, warn: Warn, version: Version
 ) -> QWeight:
-    codes = arrays["weight_packed"].view(np.uint8)
+    codes = decoded(arrays["weight_packed"], lambda rows, _: rows.view(np.uint8))
     global_scale = None
     if spec.global_scale:
         global_scale = 1.0 / scales.positive(arrays["weight_global_scale"], f"{module}.weight_global_scale")
@@ -170,20 +200,26 @@ def decode_fp4(
 def decode_fp6(
     module: str, spec: WeightSpec, shape: tuple[int, int], arrays: Arrays, warn: Warn, version: Version
 ) -> QWeight:
-    packed = arrays["weight_packed"].view(np.uint8)
-    codes = np.empty(shape, np.uint8)
     shifts = np.array([0, 6, 12, 18], np.uint32)
     step = max(1, _CHECKED_AT_ONCE // max(shape[1], 1))
-    for begin in range(0, shape[0], step):
-        triples = packed[begin : begin + step].reshape(-1, shape[1] // 4, 3).astype(np.uint32)
-        words = triples[:, :, 0] | triples[:, :, 1] << 8 | triples[:, :, 2] << 16
-        codes[begin : begin + step] = (words[:, :, None] >> shifts & np.uint32(63)).reshape(len(triples), -1)
-    return QWeight(spec, shape, codes, _scale(arrays, spec, shape))
+
+    def unpacked(packed: Array, _: int) -> Array:
+        codes = np.empty((len(packed), shape[1]), np.uint8)
+        for begin in range(0, len(packed), step):
+            triples = packed[begin : begin + step].view(np.uint8).reshape(-1, shape[1] // 4, 3).astype(np.uint32)
+            words = triples[:, :, 0] | triples[:, :, 1] << 8 | triples[:, :, 2] << 16
+            codes[begin : begin + step] = (words[:, :, None] >> shifts & np.uint32(63)).reshape(len(triples), -1)
+        return codes
+
+    return QWeight(spec, shape, decoded(arrays["weight_packed"], unpacked), _scale(arrays, spec, shape))
 
 
 def decode_dense(
     module: str, spec: WeightSpec, shape: tuple[int, int], arrays: Arrays, warn: Warn, version: Version
 ) -> QWeight:
-    weight = arrays["weight"].reshape(shape)
-    check_finite(weight, f"{module}.weight")
-    return QWeight(spec, shape, weight.view(np.uint16) if spec.bits == 16 else weight)
+    def checked(rows: Array, begin: int) -> Array:
+        rows = rows.reshape(*(rows.shape[:1] or (1,)), shape[1])
+        check_finite(rows, f"{module}.weight", begin)
+        return rows.view(np.uint16) if spec.bits == 16 else rows
+
+    return QWeight(spec, shape, decoded(arrays["weight"], checked))

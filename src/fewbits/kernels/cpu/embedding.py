@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,14 @@ from numpy.typing import NDArray
 from fewbits.kernels.arithmetic import Arithmetic
 from fewbits.kernels.cpu.linear import accepts as linear_accepts
 from fewbits.kernels.cpu.linear import kind, per_row
+from fewbits.kernels.tasks import Run, at_once
 from fewbits.qweight import QLinear
 from fewbits.spec import QuantSpec
 
 Array = NDArray[Any]
+
+_BLOCK = 1 << 20  # bytes copied at a time
+_DTYPES = {"int4": np.uint8, "int8": np.uint8, "bf16": np.uint16, "f16": np.uint16, "f32": np.float32}
 
 
 def accepts(spec: QuantSpec, shape: tuple[int, int]) -> str | None:
@@ -36,17 +41,27 @@ def arithmetic(spec: QuantSpec, shape: tuple[int, int]) -> Arithmetic:
     return Arithmetic(chain=1)
 
 
-def pack(table: QLinear) -> Any:
-    """A native Embedding. It refers to its arrays, so these are copies: the loader reuses its buffer."""
+def pack(table: QLinear, run: Run = at_once) -> Any:
+    """A native Embedding, complete once the tasks that were given to `run` have ended. It refers to its arrays, so
+    these are copies.
+    """
     from fewbits import _native
 
     weight = table.weight
-    rows = slice(0, weight.shape[0])
-    group_size = weight.spec.block_of(weight.shape)[1] if weight.spec.quantized else weight.shape[1]
-    codes = np.array(weight.codes, order="C")
-    blocks = (per_row(values, weight, rows) for values in (weight.scale, weight.zero))
+    N, K = weight.shape
+    group_size = weight.spec.block_of(weight.shape)[1] if weight.spec.quantized else K
+    row = (K + 1) // 2 if weight.spec.quantized and weight.spec.bits == 4 else K
+    codes = np.empty((N, row), _DTYPES[kind(weight.spec)])
+
+    def copy(rows: slice) -> None:
+        codes[rows] = weight.codes[rows]
+
+    step = max(_BLOCK // max(row * codes.itemsize, 1), 1)
+    for begin in range(0, N, step):
+        run(partial(copy, slice(begin, begin + step)))
+    blocks = (per_row(values, weight, slice(0, N)) for values in (weight.scale, weight.zero))
     scale, zero = (None if values is None else values.copy() for values in blocks)
-    return _native.Embedding(kind(weight.spec), codes, weight.shape[1], scale, zero, min(group_size, weight.shape[1]))
+    return _native.Embedding(kind(weight.spec), codes, K, scale, zero, min(group_size, K))
 
 
 def bind(tables: Sequence[Any]) -> Callable[[Array], Array]:

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fewbits.kernels.arithmetic import Arithmetic
+from fewbits.kernels.tasks import Run, at_once
 from fewbits.qweight import QLinear, QWeight
 from fewbits.spec import WHOLE, QuantSpec, WeightSpec
 
@@ -23,7 +25,7 @@ Array = NDArray[Any]
 PANEL_ROWS = 64  # kPanelRows of native/gemm/kernel.h
 _SPAN = 512  # kSpanCodes there: the products that are summed before they are scaled
 _INT4_OFFSET = 136  # kInt4Offset of native/gemm/gemm_avx512_bf16.cc
-_FILL = 1 << 20  # bytes of scales converted at a time
+_BLOCK = 1 << 19  # bytes of codes packed at a time: read and packed, they stay in a core's cache
 _FLOATS = {"bfloat16": "bf16", "float16": "f16", "float32": "f32"}
 _CODES_PER_WORD = {"int4": 8, "int8": 4, "bf16": 2, "f16": 2, "f32": 1}
 
@@ -100,21 +102,25 @@ def per_row(blocks: Array | None, weight: QWeight, rows: slice) -> Array | None:
     return np.ascontiguousarray(own, np.float32)
 
 
-def pack(linear: QLinear) -> PackedLinear:
+def pack(linear: QLinear, run: Run = at_once) -> PackedLinear:
+    """Complete once the tasks that were given to `run` have ended."""
     from fewbits import _native
 
     weight = linear.weight
     N, K = weight.shape
     group_size = weight.spec.block_of(weight.shape)[1] if weight.spec.quantized else K
     packed = _native.PackedWeight(kind(weight.spec), N, K, min(group_size, K), weight.zero is not None)
-    groups = -(-K // group_size)
-    step = max(_FILL // (4 * groups), PANEL_ROWS) // PANEL_ROWS * PANEL_ROWS
+    panel = PANEL_ROWS * -(-packed.nbytes // N)
+    step = max(_BLOCK // panel, 1) * PANEL_ROWS
     for begin in range(0, N, step):
-        rows = slice(begin, min(begin + step, N))
-        scale, zero = per_row(weight.scale, weight, rows), per_row(weight.zero, weight, rows)
-        packed.fill(begin, np.ascontiguousarray(weight.codes[rows]), scale, zero)
+        run(partial(_fill, packed, weight, slice(begin, min(begin + step, N))))
     bias = None if linear.bias is None else np.ascontiguousarray(linear.bias, np.float32)
     return PackedLinear(packed, bias)
+
+
+def _fill(packed: Any, weight: QWeight, rows: slice) -> None:
+    scale, zero = per_row(weight.scale, weight, rows), per_row(weight.zero, weight, rows)
+    packed.fill(rows.start, np.ascontiguousarray(weight.codes[rows]), scale, zero)
 
 
 class Runner:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from fewbits.kernels.arithmetic import Arithmetic
 from fewbits.kernels.reference import linear
+from fewbits.kernels.tasks import Run, at_once
 from fewbits.qweight import QLinear, QWeight
 from fewbits.spec import QuantSpec
 
@@ -37,7 +38,7 @@ def arithmetic(spec: QuantSpec, shape: tuple[int, int]) -> Arithmetic:
     return Arithmetic(chain=1)
 
 
-def pack(table: QLinear) -> QWeight:
+def pack(table: QLinear, run: Run = at_once) -> QWeight:
     return table.weight
 
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from fewbits.kernels.arithmetic import Arithmetic
 from fewbits.kernels.reference.activations import Statics, quantize, quantizer
+from fewbits.kernels.tasks import Run, at_once
 from fewbits.qweight import QLinear, QWeight
 from fewbits.spec import ActSpec, QuantSpec
 
@@ -87,7 +88,7 @@ class PackedLinear:
         return int(self.weight.nbytes)
 
 
-def pack(linear: QLinear) -> PackedLinear:
+def pack(linear: QLinear, run: Run = at_once) -> PackedLinear:
     weight = np.empty(linear.weight.shape, np.float32)
     with np.errstate(over="ignore"):  # beyond float32: infinite, and the logits say so
         for rows, part in row_chunks(linear.weight):
