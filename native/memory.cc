@@ -12,7 +12,8 @@ namespace {
 
 constexpr size_t kCacheLine = 64;
 constexpr size_t kHugePage = size_t{2} << 20;
-constexpr size_t kPage = size_t{64} << 10;  // the largest page that systems use, a multiple of others
+constexpr size_t kPage = size_t{64}
+                         << 10;  // the largest page that systems use, a multiple of others
 
 size_t mapped_bytes(size_t bytes) { return (bytes + kPage - 1) / kPage * kPage; }
 

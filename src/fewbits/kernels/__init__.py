@@ -44,8 +44,9 @@ class EmbeddingRunner(Protocol):
 class Kernel:
     """One way to run an operation.
 
-    `accepts(spec, shape)` is None or a sentence why not; `bind` makes a runner of packed weights (of one, for an embedding); `nbytes` is what a packed weight takes
-    in memory; `arithmetic` is what the bound of its rounding follows from.
+    `accepts(spec, shape)` is None or a sentence why not; `bind` makes a runner of packed weights (of one, for an
+    embedding); `nbytes` is what a packed weight takes in memory; `arithmetic` is what the bound of its rounding
+    follows from.
     """
 
     name: str
