@@ -47,8 +47,8 @@ test-native: build/venv/requirements.txt ## compile and run the native tests, wi
 test-peers: .venv-peers/installed ## make the fixtures again with the real tools and compare; needs gigabytes for torch
 	@.venv-peers/bin/python -m pytest -W default tests/peers $(ARGS)
 
-bench: .venv/stamps/package ## measure how fast the example decodes and prefills, beside the rate at which memory can be read
-	@.venv/bin/python bench/speed.py $(EXAMPLE)
+bench: .venv/stamps/package ## measure how fast the example decodes and prefills, beside what the machine allows
+	@.venv/bin/fewbits bench $(EXAMPLE)
 
 lint: .venv/stamps/lint ## check style and types
 	@.venv/bin/ruff check .

@@ -10,6 +10,7 @@
 
 #include "cpu.h"
 #include "gemm/gemm.h"
+#include "rates/rates.h"
 #include "threads.h"
 
 namespace nb = nanobind;
@@ -140,6 +141,14 @@ NB_MODULE(_native, m) {
   m.def("tier", [] { return std::string(fewbits::name(fewbits::tier())); });
   m.def("thread_count", &fewbits::thread_count);
   m.def("set_thread_count", &set_thread_count, nb::arg("count"));
+
+  nb::class_<fewbits::ReadProbe>(m, "ReadProbe")
+      .def(nb::init<size_t>(), nb::arg("bytes"))
+      .def("rate", &fewbits::ReadProbe::rate, nb::call_guard<nb::gil_scoped_release>())
+      .def_prop_ro("bytes", &fewbits::ReadProbe::bytes);
+  m.def(
+      "dot_rate", [](const std::string& name) { return fewbits::dot_rate(fewbits::dot(name)); },
+      nb::arg("dot"), nb::call_guard<nb::gil_scoped_release>());
 
   m.def("address", &address, nb::arg("array").noconvert());
 

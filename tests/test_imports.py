@@ -31,7 +31,7 @@ LAYERS = (
     ("models",),
     ("load", "hub"),
     ("engine",),
-    ("server", "report", "verify"),
+    ("server", "report", "verify", "bench"),
     ("commands",),
     ("cli",),
     ("__main__",),

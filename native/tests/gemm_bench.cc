@@ -17,12 +17,8 @@
 
 #include "cpu.h"
 #include "gemm/gemm.h"
-#include "memory.h"
+#include "rates/rates.h"
 #include "threads.h"
-
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
 
 namespace fewbits {
 namespace {
@@ -44,98 +40,12 @@ double best_time(Work work) {
   return best;
 }
 
-// Steps of the loops below, each of which keeps twelve independent sums in registers: an array of
-// sums in a loop may live in memory, and then shows half of the peak.
-constexpr int64_t kPeakSteps = 200000;
-[[maybe_unused]] constexpr int kPeakSums = 12;
-
-#if defined(__x86_64__)
-#define FEWBITS_TWELVE(x) x(0) x(1) x(2) x(3) x(4) x(5) x(6) x(7) x(8) x(9) x(10) x(11)
-#define FEWBITS_SUM(i) auto sum##i = a;
-
-__attribute__((target("avx2,fma"))) void peak_f32_avx2() {
-  const __m256 a = _mm256_set1_ps(0.5f);
-  FEWBITS_TWELVE(FEWBITS_SUM)
-#define FEWBITS_STEP(i) asm volatile("vfmadd231ps %1, %1, %0" : "+x"(sum##i) : "x"(a));
-  for (int64_t step = 0; step < kPeakSteps; ++step) {
-    FEWBITS_TWELVE(FEWBITS_STEP)
-  }
-#undef FEWBITS_STEP
-}
-
-__attribute__((target("avx512f"))) void peak_f32_avx512() {
-  const __m512 a = _mm512_set1_ps(0.5f);
-  FEWBITS_TWELVE(FEWBITS_SUM)
-#define FEWBITS_STEP(i) asm volatile("vfmadd231ps %1, %1, %0" : "+v"(sum##i) : "v"(a));
-  for (int64_t step = 0; step < kPeakSteps; ++step) {
-    FEWBITS_TWELVE(FEWBITS_STEP)
-  }
-#undef FEWBITS_STEP
-}
-
-__attribute__((target("avx512f,avx512bf16"))) void peak_bf16() {
-  const __m512 a = _mm512_set1_ps(0.5f);
-  FEWBITS_TWELVE(FEWBITS_SUM)
-#define FEWBITS_STEP(i) asm volatile("vdpbf16ps %1, %1, %0" : "+v"(sum##i) : "v"(a));
-  for (int64_t step = 0; step < kPeakSteps; ++step) {
-    FEWBITS_TWELVE(FEWBITS_STEP)
-  }
-#undef FEWBITS_STEP
-}
-#endif
-
-// Multiply-accumulates per second of all threads; 0 where the tier in use has no such instruction.
-double peak_rate(int threads, [[maybe_unused]] bool bf16) {
-  void (*loop)() = nullptr;
-  int64_t per_step = 0;
-#if defined(__x86_64__)
-  if (bf16 && tier() >= Tier::avx512_bf16) {
-    loop = peak_bf16, per_step = kPeakSums * 32;
-  } else if (!bf16 && tier() >= Tier::avx512) {
-    loop = peak_f32_avx512, per_step = kPeakSums * 16;
-  } else if (!bf16 && tier() >= Tier::avx2) {
-    loop = peak_f32_avx2, per_step = kPeakSums * 8;
-  }
-#endif
-  if (!loop) return 0;
-  const double seconds = best_time([&] {
-    parallel_for(
-        threads,
-        [](void* context, int64_t begin, int64_t end) {
-          for (; begin < end; ++begin) (*static_cast<void (**)()>(context))();
-        },
-        &loop);
-  });
-  return static_cast<double>(threads * kPeakSteps * per_step) / seconds;
-}
-
-double read_rate() {
-  constexpr int64_t kBlock = 1 << 20;
-  constexpr int64_t kBlocks = 128;  // more than the caches hold
-  const Buffer memory(kBlock * kBlocks);
-  struct Job {
-    const uint64_t* words;
-    uint64_t sums[kBlocks];
-  } job{memory.as<uint64_t>(), {}};
-  const double seconds = best_time([&] {
-    parallel_for(
-        kBlocks,
-        [](void* context, int64_t begin, int64_t end) {
-          Job& j = *static_cast<Job*>(context);
-          for (; begin < end; ++begin) {
-            const uint64_t* words = j.words + begin * (kBlock / 8);
-            uint64_t sum[8] = {};
-            for (int64_t i = 0; i < kBlock / 8; i += 8) {
-              __builtin_prefetch(words + i + 512);
-              for (int lane = 0; lane < 8; ++lane) sum[lane] += words[i + lane];
-            }
-            for (int lane = 1; lane < 8; ++lane) sum[0] += sum[lane];
-            j.sums[begin] = sum[0];
-          }
-        },
-        &job);
-  });
-  return double{kBlock} * kBlocks / seconds;
+// Of several measurements, each of a few milliseconds.
+template <typename Measure>
+double best_rate(Measure measure) {
+  double best = 0;
+  for (int i = 0; i < kRepeats; ++i) best = std::max(best, measure());
+  return best;
 }
 
 std::shared_ptr<PackedWeight> random_weight(WeightKind kind, int64_t N, int64_t K) {
@@ -185,9 +95,10 @@ int main(int argc, char** argv) {
   const int64_t N = argc > 2 ? atoll(argv[2]) : 2048;
   const int64_t K = argc > 3 ? atoll(argv[3]) : 8192;
   const int threads = thread_count();
-  const double read = read_rate();
-  const double f32 = peak_rate(threads, false);
-  const double bf16 = peak_rate(threads, true);
+  const ReadProbe memory(size_t{256} << 20);
+  const double read = best_rate([&] { return memory.rate(); });
+  const double f32 = best_rate([] { return dot_rate(Dot::f32); });
+  const double bf16 = best_rate([] { return dot_rate(Dot::bf16); });
   printf("%s, %d threads, %ld x %ld: reads %.1f GB/s, f32 %.1f GMAC/s, bf16 %.1f GMAC/s\n",
          name(tier()), threads, static_cast<long>(N), static_cast<long>(K), read / 1e9, f32 / 1e9,
          bf16 / 1e9);

@@ -18,6 +18,22 @@ def thread_count() -> int: ...
 def set_thread_count(count: int) -> None:
     """The threads that every native call shares, the caller's included; by default one per CPU of the affinity mask."""
 
+class ReadProbe:
+    """Memory to read, rounded down to whole MiB; in huge pages where the system has them."""
+
+    def __init__(self, bytes: int) -> None: ...
+    def rate(self) -> float:
+        """Bytes per second that all threads read together, in one pass."""
+
+    @property
+    def bytes(self) -> int: ...
+
+def dot_rate(dot: str) -> float:
+    """Multiply-accumulates per second of all threads, in a few milliseconds; dot: "f32", "bf16" or "int8".
+
+    0 where the tier in use has no instruction for it.
+    """
+
 def address(array: Array) -> int:
     """Where the data of a C-contiguous array lies. TypeError for any other array."""
 

@@ -78,6 +78,13 @@ def _verify_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
+def _bench_options(parser: argparse.ArgumentParser) -> None:
+    _checkpoint(parser)
+    _engine(parser)
+    parser.add_argument("--repeats", type=int, default=5, metavar="N", help="of every case; figures are medians (5)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
 def _demo_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", metavar="FOLDER", nargs="?", default=EXAMPLE, help=f"a folder ({EXAMPLE})")
     _engine(parser)
@@ -104,6 +111,7 @@ COMMANDS: tuple[tuple[str, str, Callable[[argparse.ArgumentParser], None]], ...]
     ("run", "generate text from a checkpoint", _run_options),
     ("inspect", "show what a checkpoint holds and what would be done with it", _inspect_options),
     ("verify", "check every module and the logits of a checkpoint against the definition", _verify_options),
+    ("bench", "measure how fast a checkpoint decodes and prefills, and what the machine allows", _bench_options),
     ("demo", "generate text from the example checkpoint", _demo_options),
 )
 

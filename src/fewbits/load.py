@@ -28,11 +28,12 @@ Progress = Callable[[int, int], None]  # bytes of tensors done, bytes in all
 
 @dataclass(slots=True, eq=False)
 class Loaded:
-    """A model, ready to run, and what it came from."""
+    """A model, ready to run, and what it came from. `params` are those that the decoder was made of."""
 
     checkpoint: Checkpoint
     plan: LoadPlan
     decoder: Decoder
+    params: Mapping[str, Any]
     ops: Ops
     cache_layers: tuple[CacheLayer, ...]
     notices: list[Notice]  # warnings that only the data could show
@@ -125,7 +126,7 @@ def load(
                     progress(done, total)
         cache_layers = planned.model.cache_layers(planned.cache_dtype, kv_scales(planned, reader))
     decoder = Decoder(planned.model, params, ops)
-    return Loaded(checkpoint, planned, decoder, ops, cache_layers, notices)
+    return Loaded(checkpoint, planned, decoder, params, ops, cache_layers, notices)
 
 
 def load_linear(

@@ -53,6 +53,7 @@ def _system(as_json: bool) -> int:
         ("last-level cache", _size(cpu["last_level_cache"])),
         ("free memory", _size(memory["available"])),
         ("read rate", "not measured" if limits["read_gb_s"] is None else f"{limits['read_gb_s']} GB/s"),
+        *((f"{dot} peak", f"{rate} GMAC/s") for dot, rate in limits["dot_gmac_s"].items()),
     )
     for name, value in lines:
         print(f"{name:<18}{value}")

@@ -13,10 +13,14 @@ def say(text: str) -> None:
 
 
 class LoadingBar:
-    """Called with (bytes done, bytes in all); a bar on a terminal's stderr after `patience` seconds."""
+    """Called with (bytes done, bytes in all); a bar on a terminal's stderr after `patience` seconds.
 
-    def __init__(self, label: str, patience: float = 2.0) -> None:
+    With `counts` the numbers aren't bytes, but so many of what it names.
+    """
+
+    def __init__(self, label: str, patience: float = 2.0, counts: str = "") -> None:
         self._label = label
+        self._counts = counts
         self._patience = patience
         self._begin = time.monotonic()
         self._bar: Any = None
@@ -27,9 +31,20 @@ class LoadingBar:
             return
         if self._bar is None:
             from rich.console import Console
-            from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+            from rich.progress import (
+                BarColumn,
+                DownloadColumn,
+                MofNCompleteColumn,
+                Progress,
+                ProgressColumn,
+                TextColumn,
+                TimeRemainingColumn,
+            )
 
-            columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+            amount: tuple[ProgressColumn, ...] = (DownloadColumn(),)
+            if self._counts:
+                amount = (MofNCompleteColumn(), TextColumn(self._counts))
+            columns = (TextColumn("{task.description}"), BarColumn(), *amount, TimeRemainingColumn())
             self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
             self._bar.start()
             self._bar.add_task(self._label, total=total)

@@ -14,7 +14,7 @@ def report(llm: LLM, result: Result) -> None:
     parts.append(f"answer: {result.generated_tokens} tokens" + _rate(result.decode_tokens_per_s))
     if result.decode_tokens_per_s is not None:
         entries = result.prompt_tokens + result.generated_tokens // 2
-        parts.append(_share(llm.bytes_per_token(entries), result.decode_tokens_per_s, llm.threads))
+        parts.append(_share(llm.bytes_per_token(entries), result.decode_tokens_per_s))
     say("; ".join(part for part in parts if part))
 
 
@@ -22,11 +22,11 @@ def _rate(tokens_per_s: float | None) -> str:
     return "" if tokens_per_s is None else f", {tokens_per_s:.4g} tokens/s"
 
 
-def _share(bytes_per_token: int, tokens_per_s: float, threads: int) -> str:
+def _share(bytes_per_token: int, tokens_per_s: float) -> str:
     cache = limits.last_level_cache()
     if cache is not None and bytes_per_token < cache:
         return f"in cache ({bytes_per_token / 1e6:.1f} MB a token)"
-    rate = limits.read_rate(threads)
+    rate = limits.ReadMeter().rate()
     if rate is None:
         return ""
     share = bytes_per_token * tokens_per_s / rate

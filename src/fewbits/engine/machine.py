@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import platform
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import fewbits
 from fewbits import _native
 from fewbits.engine import limits
 from fewbits.errors import UsageError
+from fewbits.kernels.arithmetic import Dot
 
 
 def prepare(threads: int | None = None) -> int:
@@ -34,9 +36,8 @@ def tier() -> str:
 
 
 def describe() -> dict[str, Any]:
-    """What `inspect --system --json` prints; measures the reading rate, which takes 150 ms."""
+    """What `inspect --system --json` prints; measures the limits, which takes 300 ms."""
     threads = prepare()
-    rate = limits.read_rate(threads)
     return {
         "schema": 1,
         "version": fewbits.__version__,
@@ -50,5 +51,13 @@ def describe() -> dict[str, Any]:
         },
         "threads": threads,
         "memory": {"available": limits.available_memory()},
-        "limits": {"read_gb_s": None if rate is None else round(rate / 1e9, 2)},
+        "limits": limits_object(limits.ReadMeter().rate(), limits.dot_rates()),
+    }
+
+
+def limits_object(read: float | None, dots: Mapping[Dot, float]) -> dict[str, Any]:
+    """Rates in GB and GMAC a second; a dot that the tier has no instruction for isn't there."""
+    return {
+        "read_gb_s": None if read is None else round(read / 1e9, 2),
+        "dot_gmac_s": {dot: round(rate / 1e9, 1) for dot, rate in dots.items()},
     }

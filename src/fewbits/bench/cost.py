@@ -1,0 +1,81 @@
+"""What a forward pass must do whatever the program, and the time that takes at the machine's limits.
+
+The limit is the larger of two times: bytes that must be read (packed weights once, each sequence's cache once) over
+the reading rate, and multiply-accumulates over the peak of the dot that computes them. Activations, norms, rotations,
+the softmax and the embedding's rows cost nothing here.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from fewbits.kernels.arithmetic import Dot
+from fewbits.kernels.batch import CacheLayer
+from fewbits.models.decoder import AttentionConfig
+from fewbits.plan import LoadPlan, Row
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """Of the machine: bytes a second, None where unknown; multiply-accumulates a second of the dots it has."""
+
+    read: float | None
+    dots: Mapping[Dot, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Bytes to read and multiply-accumulates by the dot that computes them."""
+
+    nbytes: int
+    macs: Mapping[Dot, int]
+
+    def limit(self, rates: Rates) -> float | None:
+        """Seconds below which the pass can't be; None where a rate that it takes isn't known."""
+        if rates.read is None or not self.macs.keys() <= rates.dots.keys():
+            return None
+        return max(self.nbytes / rates.read, sum(count / rates.dots[dot] for dot, count in self.macs.items()))
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A sequence in a pass: `new` tokens at the end of `entries` in the cache."""
+
+    new: int
+    entries: int
+
+
+def pass_cost(planned: LoadPlan, layers: Sequence[CacheLayer], sequences: Sequence[Span], attention: Dot) -> Cost:
+    """Of one pass that computes the logits of each sequence's last token; attention's products use `attention`."""
+    tokens = sum(sequence.new for sequence in sequences)
+    macs: Counter[Dot] = Counter()
+    nbytes = 0
+    for row in planned.rows:
+        if row.kernel is None or not row.runs or row.kind not in ("linear", "head"):
+            continue
+        nbytes += row.kernel.nbytes(row.spec, row.matrix)
+        macs[_dot(row)] += row.matrix[0] * row.matrix[1] * (len(sequences) if row.kind == "head" else tokens)
+    for config, layer in zip(planned.model.layers, layers, strict=True):
+        for sequence in sequences:
+            nbytes += layer.token_bytes * _seen_by_pass(sequence, layer.window)
+            macs[attention] += _attention_macs(config.attention, sequence)
+    return Cost(nbytes, +macs)
+
+
+def _dot(row: Row) -> Dot:
+    assert row.kernel is not None
+    return row.kernel.arithmetic(row.spec, row.matrix).dot
+
+
+def _seen_by_pass(sequence: Span, window: int) -> int:
+    """Entries that at least one of the new tokens sees."""
+    return min(sequence.entries, sequence.new + window - 1) if window else sequence.entries
+
+
+def _attention_macs(config: AttentionConfig, sequence: Span) -> int:
+    """Of q k and of the weights times v, over what each token sees."""
+    first = sequence.entries - sequence.new + 1
+    seen = sum(min(entries, config.window or entries) for entries in range(first, sequence.entries + 1))
+    return 2 * config.heads * config.head_dim * seen

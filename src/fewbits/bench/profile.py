@@ -1,0 +1,129 @@
+"""Where the time of a pass goes, operation by operation.
+
+A second decoder of the same packed weights is built from operations and kernels that time what they wrap, so that
+neither models nor layers know of it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from fewbits.bench.passes import Case, Passes
+from fewbits.engine.llm import LLM
+from fewbits.kernels import Kernel
+from fewbits.kernels.batch import LayerCache
+from fewbits.kernels.ops import Activation, Array, Attention, AttentionSpec, Ops
+from fewbits.models.decoder import Decoder, Output
+
+# In the order of the table. Projections that share x are one call, named by all of them.
+OPERATIONS = {
+    "embedding": ("embed_tokens",),
+    "norm": (),
+    "qkv": ("q_proj", "k_proj", "v_proj"),
+    "rope, append": (),
+    "attend": (),
+    "o": ("o_proj",),
+    "gate, up": ("gate_proj", "up_proj"),
+    "activation": (),
+    "down": ("down_proj",),
+    "head": ("lm_head",),
+    "rest of forward": (),
+    "batch, sampling": (),
+}
+_FORWARD = "forward"
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """Seconds of one pass, over all layers, and their share of it."""
+
+    name: str
+    seconds: float
+    share: float
+
+
+class _Clock:
+    def __init__(self) -> None:
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+
+    def timed(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapper(*arguments: Any, **named: Any) -> Any:
+            begin = time.perf_counter()
+            result = call(*arguments, **named)
+            self.seconds[name] += time.perf_counter() - begin
+            return result
+
+        return wrapper
+
+
+class _TimedAttention:
+    def __init__(self, attention: Attention, clock: _Clock) -> None:
+        self.rope_and_append: Callable[[Array, Array, Array, Any, LayerCache], None] = clock.timed(
+            "rope, append", attention.rope_and_append
+        )
+        self.attend: Callable[[Array, Any, LayerCache], Array] = clock.timed("attend", attention.attend)
+
+
+class _TimedOps:
+    """An `Ops` that times what a layer calls; the rest is the wrapped one's."""
+
+    def __init__(self, ops: Ops, clock: _Clock) -> None:
+        self._ops, self._clock = ops, clock
+        self.name, self.vector, self.begin, self.take, self.copy = ops.name, ops.vector, ops.begin, ops.take, ops.copy
+
+    def norm(self, weight: Array, eps: float, offset: float) -> Callable[[Array], Array]:
+        return self._clock.timed("norm", self._ops.norm(weight, eps, offset))
+
+    def gate(self, activation: Activation) -> Callable[[Array, Array], Array]:
+        return self._clock.timed("activation", self._ops.gate(activation))
+
+    def attention(self, spec: AttentionSpec) -> Attention:
+        return _TimedAttention(self._ops.attention(spec), self._clock)
+
+
+class _TimedModel:
+    """A decoder whose operations are timed, and the whole of each pass with them."""
+
+    def __init__(self, llm: LLM) -> None:
+        self.clock = clock = _Clock()
+        loaded = llm._loaded
+        kernels: dict[tuple[str, str], Kernel] = {}
+
+        def timed(module: str, param: Any) -> Any:
+            name = _operation(module)
+            if name is None:  # a norm's vector
+                return param
+            kernel, packed = param
+            bind: Callable[[Sequence[Any]], Any] = kernel.bind
+            wrapped = replace(kernel, bind=lambda weights: clock.timed(name, bind(weights)))
+            # One object for weights that share x: those are one call.
+            return kernels.setdefault((name, kernel.name), wrapped), packed
+
+        params = {module: timed(module, param) for module, param in loaded.params.items()}
+        decoder = Decoder(loaded.decoder.config, params, _TimedOps(loaded.ops, clock))
+        self.forward: Callable[..., Output] = clock.timed(_FORWARD, decoder.forward)
+
+
+def _operation(module: str) -> str | None:
+    last = module.rpartition(".")[2]
+    return next((name for name, modules in OPERATIONS.items() if last in modules), None)
+
+
+def profile(llm: LLM, case: Case, repeats: int) -> list[Operation]:
+    """The operations of a pass, means over `repeats` calls of `Passes.seconds`. Their shares add up to 1."""
+    model = _TimedModel(llm)
+    passes = Passes(llm, case, model)
+    seconds = model.clock.seconds
+    seconds.clear()
+    passes.steps.clear()
+    for _ in range(repeats):
+        passes.seconds()
+    forward = seconds.pop(_FORWARD)
+    whole, count = sum(passes.steps), len(passes.steps)
+    seconds["rest of forward"] = forward - sum(seconds.values())
+    seconds["batch, sampling"] = whole - forward
+    return [Operation(name, seconds[name] / count, seconds[name] / whole) for name in OPERATIONS]
