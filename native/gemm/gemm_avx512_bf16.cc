@@ -59,7 +59,9 @@ struct Bf16 : Vectors512 {
   static Operand broadcast(const uint32_t* x) { return _mm512_set1_epi32(static_cast<int>(*x)); }
   static Sum zero() { return _mm512_setzero_ps(); }
   static Sum dot(Sum sum, Operand weight, Operand x) {
-    return _mm512_dpbf16_ps(sum, (__m512bh)weight, (__m512bh)x);
+    // As the intrinsic GCC 12 copies sums between registers around the loop.
+    asm("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(weight), "v"(x));
+    return sum;
   }
   static Float to_float(Sum sum) { return sum; }
 

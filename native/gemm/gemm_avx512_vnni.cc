@@ -14,7 +14,9 @@ struct Integers : Integers512 {
     return _mm512_and_si512(_mm512_srli_epi32(word, 4 * step), _mm512_set1_epi32(0x0f0f0f0f));
   }
   static Sum dot(Sum sum, Operand weight, Operand x) {
-    return _mm512_dpbusd_epi32(sum, weight, x);
+    // As the intrinsic GCC 12 copies sums between registers around the loop.
+    asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(weight), "v"(x));
+    return sum;
   }
 };
 

@@ -79,7 +79,7 @@ FEWBITS_INLINE void multiply_operands(const uint32_t* operands, int64_t count, c
 
 // A block times `rows` rows of x, from row m on, for the strip of the panel that starts at row n.
 template <class Dot, WeightKind kind, bool decoded, int rows>
-static void multiply(const Block& block, const GemmInput& in, int64_t m, int n, float* totals) {
+__attribute__((noinline)) static void multiply(const Block& block, const GemmInput& in, int64_t m, int n, float* totals) {
   using Float = typename Dot::Float;
   constexpr int kSteps = Dot::template steps<kind>;
   constexpr bool kKeepTotals = rows <= kRowsWithTotals;
