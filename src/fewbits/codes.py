@@ -199,14 +199,16 @@ CODES: dict[str, Code] = {
         "The folder has no tokenizer.json, the only kind of tokenizer that is read.",
         "Fetch it, or use --prompt-ids, which needs none.",
     ),
-    "tokenizer-invalid": Code("tokenizer.json can't be read.", "Fetch the file again."),
+    "tokenizer-invalid": Code(
+        "tokenizer.json can't be used: it is malformed, or has more than 256 MB.", "Fetch the file again."
+    ),
     "vocabulary-mismatch": Code(
         "The tokenizer gives ids that the model has no embedding for.",
         "tokenizer.json belongs to another model?",
     ),
     "chat-template-missing": Code("The checkpoint has no chat template.", "Use --prompt without --chat."),
     "chat-template-invalid": Code(
-        "The chat template fails, runs for more than 3 seconds, or writes or needs too much.",
+        "The chat template fails, runs for more than 3 seconds, writes or needs too much, or has more than 4 MB.",
         "Repair chat_template.jinja, or fetch it again.",
     ),
     "chat-template-refused": Code("The chat template itself refuses the messages.", "It says why."),

@@ -43,6 +43,17 @@ def both(name: str, content: Any) -> Build:
     return build
 
 
+def enlarged(name: str) -> Build:
+    """A sound tokenizer, and 8 GB of this file, which take no room on the disk."""
+
+    def build(folder: Path) -> None:
+        words()(folder)
+        (folder / name).touch()
+        os.truncate(folder / name, 8 << 30)
+
+    return build
+
+
 def template(text: str) -> Build:
     return both("chat_template.jinja", text)
 
@@ -94,6 +105,7 @@ TEXTS: dict[str, Case] = {
     "a tokenizer that makes nothing of the prompt": told(
         words(normalizer={"type": "Replace", "pattern": {"Regex": "."}, "content": ""}), "prompt-empty"
     ),
+    "a tokenizer of 8 GB": told(enlarged("tokenizer.json"), "tokenizer-invalid"),
     "tokenizer_config.json that is a list": told(both("tokenizer_config.json", "[]"), "json-invalid"),
     "tokenizer_config.json that is deep": told(both("tokenizer_config.json", '{"a":' * 100_000), "json-invalid"),
     "tokenizer_config.json that is a pipe": told(
@@ -112,7 +124,12 @@ TEXTS: dict[str, Case] = {
         ),
         "json-invalid",
     ),
+    "tokenizer_config.json of 8 GB": told(enlarged("tokenizer_config.json"), "json-invalid"),
     # Chat templates
+    "a chat template of 8 GB": told(enlarged("chat_template.jinja"), "chat-template-invalid", CHAT),
+    "a chat template of 5 MB in tokenizer_config.json": told(
+        both("tokenizer_config.json", {"chat_template": "a" * 5_000_000}), "chat-template-invalid", CHAT
+    ),
     "no chat template": told(words(), "chat-template-missing", CHAT),
     "a chat template without an end": told(
         template("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import stat
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import repeat
 from pathlib import Path, PurePosixPath
@@ -46,20 +47,28 @@ class Checkpoint:
         """A JSON file of the folder, None where it is missing."""
         return _read_json(self.folder / name)
 
+    def file(self, name: str, limit: int, code: str) -> bytes:
+        """A file of the folder. Raises CheckpointError(`code`) where it has more than `limit` bytes."""
+        return _read_file(self.folder / name, limit, code)
 
-def _read_json(path: Path) -> dict[str, Any] | None:
+
+def _read_file(path: Path, limit: int, code: str) -> bytes:
     try:
-        if not path.exists():
-            return None
         state = path.stat()
         if not stat.S_ISREG(state.st_mode):  # a pipe or a device may have no end, or nothing at all
             raise CheckpointError("file-unreadable", "can't be read: it isn't a file", module=path.name)
-        if state.st_size > JSON_LIMIT:
-            raise CheckpointError("json-invalid", f"larger than {JSON_LIMIT} bytes", module=path.name)
-        data = path.read_bytes()
+        if state.st_size > limit:
+            raise CheckpointError(code, f"it has {state.st_size} bytes, more than {limit}", module=path.name)
+        return path.read_bytes()
     except OSError as error:
         raise CheckpointError("file-unreadable", f"can't be read: {error.strerror}", module=path.name) from None
-    return strict_json.parse(data, path.name, "json-invalid")
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    with suppress(OSError):  # reading says why
+        if not path.exists():
+            return None
+    return strict_json.parse(_read_file(path, JSON_LIMIT, "json-invalid"), path.name, "json-invalid")
 
 
 def _read_config(folder: Path) -> Config:

@@ -19,6 +19,7 @@ from fewbits.errors import CheckpointError, UsageError
 
 Message = Mapping[str, Any]  # at least "role" and "content"
 
+_LIMIT = 4_000_000  # bytes of a template; long ones have some 50,000
 _WALL_SECONDS = 30  # the worker limits its own CPU time; this is for a machine that does not let it run
 
 
@@ -29,9 +30,10 @@ def template_of(tokenizer: Tokenizer) -> tuple[str, str]:
     """
     path = tokenizer.checkpoint.folder / "chat_template.jinja"
     if path.is_file():
+        data = tokenizer.checkpoint.file(path.name, _LIMIT, "chat-template-invalid")
         try:
-            return path.read_text(encoding="utf-8"), path.name
-        except (OSError, UnicodeDecodeError) as error:
+            return data.decode(), path.name
+        except UnicodeDecodeError as error:
             raise CheckpointError("chat-template-invalid", f"can't be read: {error}", module=path.name) from None
     found = tokenizer.config.get("chat_template")
     if isinstance(found, list):  # several, by name
@@ -44,7 +46,11 @@ def template_of(tokenizer: Tokenizer) -> tuple[str, str]:
             source=str(tokenizer.checkpoint.folder),
             hint="--prompt continues a text without one",
         )
-    return found, "tokenizer_config.json, chat_template"
+    source = "tokenizer_config.json, chat_template"
+    if len(found) > _LIMIT:
+        text = f"it has {len(found)} characters, more than {_LIMIT}"
+        raise CheckpointError("chat-template-invalid", text, module=source)
+    return found, source
 
 
 def render(tokenizer: Tokenizer, messages: Sequence[Message]) -> str:

@@ -17,6 +17,7 @@ from fewbits.errors import CheckpointError, FewbitsError, UsageError
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
 
+_LIMIT = 256_000_000  # bytes; those of vocabularies of 256,000 words have some 35 MB
 _SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 
 
@@ -74,8 +75,9 @@ class Tokenizer:
                 source=str(self.checkpoint.folder),
                 hint="--prompt-ids takes token ids and needs no tokenizer",
             )
+        data = self.checkpoint.file("tokenizer.json", _LIMIT, "tokenizer-invalid")
         with _explained():
-            return Backend.from_file(str(self.checkpoint.folder / "tokenizer.json"))
+            return Backend.from_buffer(data)
 
     def encode(self, text: str, special: bool = True) -> list[int]:
         """Ids of a text, with the tokens that the checkpoint adds to a prompt unless `special` is False.
