@@ -65,11 +65,11 @@ uint64_t sum_of(const uint64_t* words) {
 
 ReadProbe::ReadProbe(size_t bytes) : memory_(std::max(bytes / kBlock, size_t{1}) * kBlock) {
   // Pages that were never written to are all one page of zeros, which stays in the cache.
-  memset(memory_.as<void>(), 1, memory_.bytes());
+  memset(memory_.as<void>(), 0, memory_.bytes());
 }
 
 double ReadProbe::rate() const {
-  std::atomic<uint64_t> total{0};  // without a use the loop would be removed
+  std::atomic<uint64_t> total{0};  // of zeros; without a use the loop would be removed
   auto read = [&](int64_t begin, int64_t end) {
     for (; begin < end; ++begin) total += sum_of(memory_.as<uint64_t>() + begin * (kBlock / 8));
   };
