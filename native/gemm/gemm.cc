@@ -137,11 +137,10 @@ void Gemm::add(std::shared_ptr<const Product> product) {
 }
 
 size_t Gemm::input_for(const Product& product, const GemmKernel* kernel) {
-  const bool sums = product.weight->has_zero() || kernel->always_sums;
   for (size_t i = 0; i < inputs_.size(); ++i) {
     const Input& input = inputs_[i];
     const Product& other = *input.product;
-    if (input.kernel->prepare == kernel->prepare && input.sums == sums &&
+    if (input.kernel->prepare == kernel->prepare && input.kernel->sums == kernel->sums &&
         other.activation == product.activation && other.order == product.order &&
         other.weight->group_size() == product.weight->group_size()) {
       return i;
@@ -150,7 +149,7 @@ size_t Gemm::input_for(const Product& product, const GemmKernel* kernel) {
   std::vector<Span> spans = make_spans(product);
   const int64_t words = int64_t{spans.back().word_end} * kernel->steps;
   const int64_t span_stride = row_stride(static_cast<int64_t>(spans.size()));
-  inputs_.push_back({kernel, &product, sums, std::move(spans), row_stride(words), span_stride});
+  inputs_.push_back({kernel, &product, std::move(spans), row_stride(words), span_stride});
   return inputs_.size() - 1;
 }
 
@@ -183,7 +182,7 @@ struct Gemm::Prepared {
 
   GemmInput input() const {
     const Activation& activation = how->product->activation;
-    return {values, how->value_stride, how->sums ? sums : nullptr,
+    return {values, how->value_stride, how->kernel->sums ? sums : nullptr,
             activation.group_size ? scales : nullptr, how->span_stride};
   }
 
@@ -211,7 +210,7 @@ struct Gemm::Prepared {
     for (size_t s = 0; s < how->spans.size(); ++s) {
       const Span& span = how->spans[s];
       const int64_t place = m * how->span_stride + static_cast<int64_t>(s);
-      if (how->sums) sums[place] = how->kernel->sum(words, span.word_begin, span.word_end);
+      if (how->kernel->sums) sums[place] = how->kernel->sum(words, span.word_begin, span.word_end);
       if (activation.group_size) {
         scales[place] = group_scales[span.word_begin * codes / activation.group_size];
       }

@@ -95,7 +95,6 @@ class Gemm {
   struct Input {
     const GemmKernel* kernel;
     const Product* product;
-    bool sums;
     std::vector<Span> spans;
     int64_t value_stride, span_stride;
 

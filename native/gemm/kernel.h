@@ -158,7 +158,7 @@ struct GemmKernel {
   // The sum of x over words [begin, end) of the weight.
   float (*sum)(const uint32_t* values, int64_t begin, int64_t end);
   int steps;         // words of x for a word of the weight
-  bool always_sums;  // the decoder leaves an offset in the codes that the sums take out again
+  bool sums;         // whether `panel` reads the sums of x
 };
 
 // What a tier does to rows of floats around the products.

@@ -10,7 +10,11 @@ struct Vectors256 {
   static constexpr int kLanes = 8;
   static constexpr int kTiles = 2;    // a strip is a cache line wide
   static constexpr int kMaxRows = 4;  // by two tiles: eight of sixteen registers
-  static constexpr int kDecodeOnceRows = 12;
+  static constexpr int kRowsBesideWords = 4;
+  template <WeightKind kind>
+  static constexpr int decoding_rows = codes_per_word(kind) == 8 ? 4 : kMaxRows;
+  template <WeightKind kind>
+  static constexpr int decode_once_rows = 12;
   using Words = __m256i;
   using Float = __m256;
 

@@ -12,7 +12,11 @@ struct Vectors512 {
   static constexpr int kLanes = 16;
   static constexpr int kTiles = kPanelRows / kLanes;
   static constexpr int kMaxRows = 6;  // by four tiles: 24 sums
-  static constexpr int kDecodeOnceRows = 24;
+  static constexpr int kRowsBesideWords = 4;
+  template <WeightKind kind>
+  static constexpr int decoding_rows = codes_per_word(kind) == 8 ? 4 : kMaxRows;
+  template <WeightKind kind>
+  static constexpr int decode_once_rows = codes_per_word(kind) == 8 ? 24 : 8;
   using Words = __m512i;
   using Float = __m512;
 

@@ -103,8 +103,8 @@ float span_sum(const uint32_t* values, int64_t begin, int64_t end) {
 template <class Dot, class Words, WeightKind kind>
 constexpr GemmKernel make_kernel() {
   constexpr int kSteps = Dot::template steps<kind>;
-  return {panel<Dot, kind>, prepare<Dot, Words, kind>, span_sum<Words, kSteps>, kSteps,
-          Dot::template offset<kind> != 0};
+  return {panel_of<Dot, kind>, prepare<Dot, Words, kind>, span_sum<Words, kSteps>, kSteps,
+          has_sums(kind)};
 }
 
 }  // namespace
