@@ -23,9 +23,9 @@ struct Integers : Integers512 {
 struct Words : Int8Words {
   template <int codes, int stride>
   static int64_t bulk(const float* x, int64_t K, uint32_t* values) {
-    const __m128i order =
-        codes == 8 ? _mm_setr_epi8(0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15)
-                   : _mm_setr_epi8(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    const __m128i order = codes == 8
+                              ? _mm_setr_epi8(0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15)
+                              : _mm_setr_epi8(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
     int64_t k = 0;
     for (; k + 16 <= K; k += 16) {
       const __m128i bytes = _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(_mm512_loadu_ps(x + k)));

@@ -92,9 +92,9 @@ FEWBITS_INLINE void multiply_span(const Block& block, int64_t begin, int64_t end
                                   int64_t x_stride, int n,
                                   typename Dot::Sum (&sum)[rows][Dot::kTiles]) {
   constexpr int kSteps = Dot::template steps<kind>;
-  const uint32_t* line = (decoded ? block.operands + begin * kSteps * kPanelRows
-                                  : block.words + begin * kPanelRows) +
-                         n;
+  const uint32_t* line =
+      (decoded ? block.operands + begin * kSteps * kPanelRows : block.words + begin * kPanelRows) +
+      n;
   const uint32_t* const last = line + (end - begin) * (decoded ? kSteps : 1) * kPanelRows;
   x += begin * kSteps;
   // The loop's first pass is unconditional: with a way around it GCC keeps the sums in memory.
@@ -258,7 +258,8 @@ static void multiply_rows(const Block& block, const GemmInput& in, int64_t rows,
 template <class Dot, WeightKind kind, int step = 0>
 FEWBITS_INLINE void decode_word(typename Dot::Words word, uint32_t* operands) {
   Dot::store_operand(operands + step * kPanelRows, Dot::template decode<kind, step>(word));
-  if constexpr (step + 1 < Dot::template steps<kind>) decode_word<Dot, kind, step + 1>(word, operands);
+  if constexpr (step + 1 < Dot::template steps<kind>)
+    decode_word<Dot, kind, step + 1>(word, operands);
 }
 
 template <class Dot, WeightKind kind, bool scaled>
@@ -296,7 +297,8 @@ static void panel(const GemmPanel& p, const GemmInput& in, int64_t rows, float* 
                                  operands + kw * kSteps * kPanelRows + n);
         }
         block.operands = operands;
-        multiply_rows<Dot, kind, true, scaled>(block, in, rows, small ? kRowsWithTotals : Dot::kMaxRows, totals);
+        multiply_rows<Dot, kind, true, scaled>(block, in, rows,
+                                               small ? kRowsWithTotals : Dot::kMaxRows, totals);
         continue;
       }
     }

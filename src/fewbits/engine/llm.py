@@ -20,6 +20,7 @@ from fewbits.engine.scheduler import MAX_RUNNING, Scheduler
 from fewbits.engine.tokenizer import Tokenizer
 from fewbits.errors import CheckpointError, UsageError
 from fewbits.load import Loaded
+from fewbits.plan.activations import Activations
 
 Prompt = str | Sequence[int]
 
@@ -31,7 +32,8 @@ class LLM:
     """A loaded model.
 
     `checkpoint` is a folder or a hub id. `allow_reference` runs layers without a native kernel in NumPy,
-    slowly; `threads` sizes the pool of native threads for the whole process; `progress` is called with (bytes
+    slowly; `activations` "int8" quantizes the inputs of integer weights, which the checkpoint doesn't say, for speed;
+    `threads` sizes the pool of native threads for the whole process; `progress` is called with (bytes
     done, bytes in all) while loading. Not for use by several threads at once. Raises FewbitsError, explained,
     where the checkpoint can't be run faithfully.
     """
@@ -41,13 +43,18 @@ class LLM:
         checkpoint: str | Path,
         *,
         allow_reference: bool = False,
+        activations: Activations = "stored",
         threads: int | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
         self.threads = machine.prepare(threads)
         folder = hub.resolve(checkpoint)
         self._loaded: Loaded = load.load(
-            folder, allow_reference=allow_reference, progress=progress, threads=self.threads
+            folder,
+            allow_reference=allow_reference,
+            progress=progress,
+            threads=self.threads,
+            activations=activations,
         )
         self.plan = self._loaded.plan
         self.tokenizer = Tokenizer(self._loaded.checkpoint)
