@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 from random_weights import ACTS, GROUP, WEIGHTS, exact_and_bound, integers, random_input, random_linear
 
 from fewbits import _native
@@ -50,6 +52,23 @@ def test_products_of_quantized_inputs_are_the_definition_within_rounding(name, a
             exact, bound = exact_and_bound(linear, layer, x)
             error = np.abs(run(layer, x) - exact)
             assert (error <= bound).all(), (shape, len(x), (error / bound).max())
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    name=st.sampled_from(NATIVE),
+    act=st.sampled_from([None, *ACTS]),
+    shape=st.tuples(st.integers(1, 140), st.integers(1, 700)),
+    M=st.integers(1, 40),
+    seed=st.integers(0, 100),
+)
+def test_any_product_is_the_definition_within_rounding(name, act, shape, M, seed):
+    layer = random_linear(WEIGHTS[name], shape, ACTS.get(act), bias=True)
+    assume(linear.accepts(layer.spec, shape) is None)
+    x = random_input(M, shape[1], seed)
+    exact, bound = exact_and_bound(linear, layer, x)
+    error = np.abs(run(layer, x) - exact)
+    assert (error <= bound).all(), (error / bound).max()
 
 
 @pytest.mark.parametrize("act", ["int8-token", "int8-static-asymmetric", "int8-g32", "fp8-g128", "nvfp4", "mxfp8"])
