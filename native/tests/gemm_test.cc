@@ -186,8 +186,9 @@ void test_values() {
           const WeightCase weight(kind, scale, flags % 2, flags / 2, shape.N, shape.K, shape.group,
                                   random);
           for (const Activation& activation : kActivations) {
+            const bool ordered = random.below(2), biased = random.below(2);
             const auto product =
-                make_product(weight, activation, random.below(2), random.below(2), random);
+                make_product(weight, activation, ordered, biased, random);
             Rows rows(1 + random.below(9), shape.K, shape.N);
             rows.fill_x(random);
             rows.run(Gemm({product}));
@@ -274,9 +275,10 @@ void test_fused() {
     for (const Activation& activation : kActivations) {
       const bool zero = kind == WeightKind::int4 && random.below(2);
       const int groups[] = {32, 128, 0};
-      const WeightCase weight(kind, ScaleKind::f32, false, zero, N, K, groups[random.below(3)],
-                              random);
-      products.push_back(make_product(weight, activation, random.below(2), false, random));
+      const int group = groups[random.below(3)];
+      const WeightCase weight(kind, ScaleKind::f32, false, zero, N, K, group, random);
+      const bool ordered = random.below(2);
+      products.push_back(make_product(weight, activation, ordered, false, random));
       together.emplace_back(M * N);
       alone.emplace_back(M * N);
       float* const y = alone.back().data();
