@@ -151,9 +151,10 @@ struct WeightCase {
     }
     // In two blocks, the second one first.
     const auto fill = [&](int begin, int end) {
-      packed->fill(begin, end - begin, bytes.data() + begin * row_bytes,
-                   scale == ScaleKind::none ? nullptr : stored_scales.data() + begin * groups * width,
-                   zero ? stored_zeros.data() + begin * groups : nullptr);
+      packed->fill(
+          begin, end - begin, bytes.data() + begin * row_bytes,
+          scale == ScaleKind::none ? nullptr : stored_scales.data() + begin * groups * width,
+          zero ? stored_zeros.data() + begin * groups : nullptr);
     };
     const int half = N / 2;
     fill(half, N);

@@ -26,8 +26,8 @@ struct Shape {
 };
 
 constexpr Shape kShapes[] = {
-    {1, 1, 0},     {64, 256, 32}, {70, 203, 0},   {3, 2, 0},     {63, 136, 8},
-    {65, 650, 40}, {33, 30, 2},   {129, 1031, 0}, {17, 530, 4},  {31, 515, 128},
+    {1, 1, 0},     {64, 256, 32}, {70, 203, 0},   {3, 2, 0},    {63, 136, 8},
+    {65, 650, 40}, {33, 30, 2},   {129, 1031, 0}, {17, 530, 4}, {31, 515, 128},
     {66, 513, 0},  {128, 40, 24}, {1, 1100, 520},
 };
 constexpr int kShapeCount = sizeof kShapes / sizeof kShapes[0];
@@ -92,8 +92,8 @@ struct Rows {
   std::vector<float> x_, y_;
 };
 
-std::shared_ptr<Product> make_product(const WeightCase& weight, Activation activation,
-                                      bool ordered, bool biased, Random& random) {
+std::shared_ptr<Product> make_product(const WeightCase& weight, Activation activation, bool ordered,
+                                      bool biased, Random& random) {
   auto product = std::make_shared<Product>();
   product->weight = weight.packed;
   const int codes = codes_per_word(weight.kind);
@@ -143,10 +143,10 @@ void check_values(const WeightCase& w, const Product& product, Rows& rows) {
   const int64_t x_group = product.activation.group_size ? product.activation.group_size : w.K;
   const double spans = w.K / w.group_size + w.K / x_group + w.K / kSpanCodes + 3;
   const double chain = exact_partials ? spans : w.K;
-  const double offset = !rounds(w.kind)               ? 0
+  const double offset = !rounds(w.kind)              ? 0
                         : w.kind == WeightKind::int4 ? 136
                         : w.kind == WeightKind::int8 ? 128
-                                                      : 0;
+                                                     : 0;
   for (int m = 0; m < rows.M; ++m) {
     const ExactRow x = exact_row(product, w.kind, rows.x() + m * w.K, w.K);
     for (int n = 0; n < w.N; ++n) {
@@ -187,8 +187,7 @@ void test_values() {
                                   random);
           for (const Activation& activation : kActivations) {
             const bool ordered = random.below(2), biased = random.below(2);
-            const auto product =
-                make_product(weight, activation, ordered, biased, random);
+            const auto product = make_product(weight, activation, ordered, biased, random);
             Rows rows(1 + random.below(9), shape.K, shape.N);
             rows.fill_x(random);
             rows.run(Gemm({product}));
@@ -221,8 +220,8 @@ void test_bits(const WeightCase& weight, const Activation& activation, Random& r
         part.run(gemm);
         CHECK(memcmp(part.y(), rows.y() + m * N, sizeof(float) * M * N) == 0,
               "kind %d, %d x %d, quantizer %d: rows %d to %d with %d threads have other bits",
-              static_cast<int>(weight.kind), N, K, static_cast<int>(activation.quantizer), m,
-              m + M, threads);
+              static_cast<int>(weight.kind), N, K, static_cast<int>(activation.quantizer), m, m + M,
+              threads);
       }
     }
   }
@@ -300,7 +299,8 @@ void test_company() {
   Random random(8);
   constexpr int N = 70, K = 96;
   for (const WeightKind kind : kKinds) {
-    const WeightCase weight(kind, ScaleKind::f32, false, kind == WeightKind::int4, N, K, 32, random);
+    const WeightCase weight(kind, ScaleKind::f32, false, kind == WeightKind::int4, N, K, 32,
+                            random);
     for (const Activation& activation : kActivations) {
       const Gemm gemm({make_product(weight, activation, false, false, random)});
       Rows clean(7, K, N), dirty(7, K, N);

@@ -43,25 +43,34 @@ const Expected kExpected[] = {
     // By absmax / 127; by absmax / 127.5 the last code would be -96.
     {{Quantizer::int8_token}, {1, -1, 0.5f, 0.002f, -0.75f}, {127, -127, 64, 0, -95}, {1 / 127.0f}},
     {{Quantizer::int8_token}, {0, 0}, {0, 0}, {0}},
-    {{Quantizer::int8_group, 2}, {0.5f, -1.27f, 0, 0, 3}, {50, -127, 0, 0, 127},
+    {{Quantizer::int8_group, 2},
+     {0.5f, -1.27f, 0, 0, 3},
+     {50, -127, 0, 0, 127},
      {1.27f / 127, 0, 3 / 127.0f}},
     // The range isn't extended to 0, and a row of one value stands as code - zero = 1.
     {{Quantizer::int8_token_asymmetric}, {-1, 0, 1.9f, 3}, {-128, -64, 57, 127}, {4 / 255.0f}, -64},
     {{Quantizer::int8_token_asymmetric}, {2, 3}, {-128, 127}, {1 / 255.0f}, -638},
     {{Quantizer::int8_token_asymmetric}, {-2.5f, -2.5f}, {1, 1}, {-2.5f}},
     {{Quantizer::int8_static, 0, 0.05f}, {0.124f, 0.126f, -7, 6.4f}, {2, 3, -128, 127}, {0.05f}},
-    {{Quantizer::int8_static_asymmetric, 0, 0.05f, -10}, {0.124f, 0.126f, -7, 6.4f},
-     {-8, -7, -128, 118}, {0.05f}, -10},
+    {{Quantizer::int8_static_asymmetric, 0, 0.05f, -10},
+     {0.124f, 0.126f, -7, 6.4f},
+     {-8, -7, -128, 118},
+     {0.05f},
+     -10},
     {{Quantizer::fp8_token}, {1, -2, 0.3f, 0.001f}, {224, -448, 64, 0.21875f}, {2 / 448.0f}},
     {{Quantizer::fp8_token}, {0, 0}, {0, 0}, {1.0f / (448 * 512)}},
     // x / s is a midpoint that goes down to 5; x * (1 / s) lies just above it.
     {{Quantizer::fp8_static, 0, 0x1.5cde64p-7f}, {0x1.c9e3e4p-5f}, {5.5f}, {0x1.5cde64p-7f}},
     {{Quantizer::fp8_static, 0, 1}, {1000, -465}, {448, -448}, {1}},
-    {{Quantizer::fp8_group, 2}, {1, -2, 0.5f, 4, 0}, {224, -448, 56, 448, 0},
+    {{Quantizer::fp8_group, 2},
+     {1, -2, 0.5f, 4, 0},
+     {224, -448, 56, 448, 0},
      {2 * (1 / 448.0f), 4 * (1 / 448.0f), 1e-10f * (1 / 448.0f)}},
     {{Quantizer::nvfp4, 4, 1, 0, 1 / 672.0}, {1, 0.5f, 0.3f, -0.07f}, {6, 3, 2, -0.5f}, {112}},
     {{Quantizer::nvfp4, 2, 1, 0, 1 / 672.0}, {0, 0}, {0, 0}, {0}},
-    {{Quantizer::mxfp4, 4}, {7, 1, 0.2f, -3, 6.9f, 5.2f, 1, -3.5f}, {4, 0.5f, 0, -1.5f, 6, 6, 1, -4},
+    {{Quantizer::mxfp4, 4},
+     {7, 1, 0.2f, -3, 6.9f, 5.2f, 1, -3.5f},
+     {4, 0.5f, 0, -1.5f, 6, 6, 1, -4},
      {2, 1}},
     {{Quantizer::mxfp4, 1}, {1.74f, 1.75f, 0}, {6, 4, 0}, {0.25f, 0.5f, 0x1p-127f}},
     {{Quantizer::mxfp6, 1}, {6.99f, 7.9f, 450}, {7, 4, 7}, {1, 2, 64}},
@@ -99,8 +108,8 @@ std::vector<float> random_row(Random& random) {
     const float normal = random.normal();
     value = size * (random.below(4) ? normal : rintf(normal * 16) / 16);
   }
-  const float extremes[] = {0, -0.0f, 1e-45f, -1e-39f, 3e38f, -3e38f,
-                            std::numeric_limits<float>::infinity(), NAN};
+  const float extremes[] = {
+      0, -0.0f, 1e-45f, -1e-39f, 3e38f, -3e38f, std::numeric_limits<float>::infinity(), NAN};
   if (random.below(4) == 0) x[random.below(static_cast<int>(x.size()))] = extremes[random.below(8)];
   return x;
 }
@@ -117,11 +126,13 @@ void test_against_plain() {
       how.scale = 0.001f + 0.01f * static_cast<float>(random.below(100));
       how.zero = static_cast<float>(random.below(256) - 128);
       how.global_scale = 1.0 / (1 + random.below(5000));
-      const Quantized found = quantize(kernels(), how, x), plain = quantize(*row_kernels_ref(), how, x);
+      const Quantized found = quantize(kernels(), how, x),
+                      plain = quantize(*row_kernels_ref(), how, x);
       CHECK(same(found.scales, plain.scales) && same({found.zero}, {plain.zero}),
             "quantizer %d has other scales than plain C++", quantizer);
       // What a NaN or an infinity makes of an integer code, its scale says.
-      CHECK(same(found.codes, plain.codes), "quantizer %d has other codes than plain C++", quantizer);
+      CHECK(same(found.codes, plain.codes), "quantizer %d has other codes than plain C++",
+            quantizer);
     }
   }
 }

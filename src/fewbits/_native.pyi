@@ -46,9 +46,7 @@ class PackedWeight:
     zero points.
     """
 
-    def __init__(
-        self, kind: str, N: int, K: int, group_size: int, scale: str, shared: bool, zero: bool
-    ) -> None: ...
+    def __init__(self, kind: str, N: int, K: int, group_size: int, scale: str, shared: bool, zero: bool) -> None: ...
     def fill(self, row_begin: int, codes: Array, scale: Array | None, zero: Array | None) -> None:
         """Rows [row_begin, row_begin + len(codes)); every row must be filled before the weight is used.
 
@@ -177,8 +175,8 @@ def silu_mul(gate: int, up: int, y: int, T: int, I: int) -> None:
 class Embedding:
     """A table [N, K] whose rows are dequantized when asked for. It keeps the arrays that it is given.
 
-    kind, codes and group_size as for `PackedWeight` and its `fill`; scale and zero are float32, zero points in the units
-    of the codes.
+    kind, codes and group_size as for `PackedWeight` and its `fill`; scale and zero are float32, zero points in the
+    units of the codes.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Every code of every number format, at every place of a word, through the native product: the value that it stands for."""
+"""Every code of every number format, at every place of a word: the native product has the value that it stands for."""
 
 from __future__ import annotations
 
@@ -39,7 +39,9 @@ def products(spec: WeightSpec, codes: np.ndarray, scale: np.ndarray | None, inte
     return alone
 
 
-def check(spec: WeightSpec, values: np.ndarray, zero_code: int, columns: int = COLUMNS, integer_dot: bool = False) -> None:
+def check(
+    spec: WeightSpec, values: np.ndarray, zero_code: int, columns: int = COLUMNS, integer_dot: bool = False
+) -> None:
     """`values` of all codes. Row (k, code) holds the code in column k, and otherwise what stands for 0."""
     count = len(values)
     codes = np.full((columns, count, columns), zero_code, np.uint16 if count > 256 else np.uint8)

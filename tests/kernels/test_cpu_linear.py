@@ -16,8 +16,8 @@ from fewbits.spec import QuantSpec
 
 NATIVE = [*WEIGHTS]
 WITH_ACTS = [
-    "int8-channel", "uint8-channel", "uint8-tensor", "int4-g32", "uint4-g32", "uint5-g32", "fp8-channel", "fp8-block128",
-    "nvfp4", "mxfp4", "mxfp8", "bfloat16", "uint8-g5", "int4-g12",
+    "int8-channel", "uint8-channel", "uint8-tensor", "int4-g32", "uint4-g32", "uint5-g32", "fp8-channel",
+    "fp8-block128", "nvfp4", "mxfp4", "mxfp8", "bfloat16", "uint8-g5", "int4-g12",
 ]  # fmt: skip
 SHAPES = [(1, 8), (3, 40), (52, 64), (64, 96), (65, 7), (130, 33), (200, 520), (17, 1100)]
 
@@ -109,11 +109,19 @@ def test_threads_do_not_change_a_bit():
 
 
 def test_weights_that_share_x_give_what_each_gives_alone():
-    names = ("int4-g32", "uint8-channel", "int4-act-order", "int8-channel", "nvfp4", "bfloat16", "float32", "int8-channel")
-    acts = (None, None, None, "int8-token", "nvfp4", None, None, "int8-static")
+    schemes = [
+        ("int4-g32", None),
+        ("uint8-channel", None),
+        ("int4-act-order", None),
+        ("int8-channel", "int8-token"),
+        ("nvfp4", "nvfp4"),
+        ("bfloat16", None),
+        ("float32", None),
+        ("int8-channel", "int8-static"),
+    ]
     layers = [
         random_linear(WEIGHTS[name], (40 + 30 * i, 64), ACTS.get(act), bias=i % 2 == 0)
-        for i, (name, act) in enumerate(zip(names, acts, strict=True))
+        for i, (name, act) in enumerate(schemes)
     ]
     packed = [linear.pack(layer) for layer in layers]
     x = random_input(5, 64)

@@ -98,7 +98,9 @@ def test_what_does_not_fit_a_weight_is_refused():
         gemm(_native.Product(packed, None))
 
 
-@pytest.mark.parametrize(("kind", "dtype"), [("fp8", "uint8"), ("bf16", "uint16"), ("f16", "uint16"), ("f32", "float32")])
+@pytest.mark.parametrize(
+    ("kind", "dtype"), [("fp8", "uint8"), ("bf16", "uint16"), ("f16", "uint16"), ("f32", "float32")]
+)
 def test_codes_have_the_dtype_of_their_kind(kind, dtype):
     packed = _native.PackedWeight(kind, 2, 4, 4, "none", False, False)
     with pytest.raises(ValueError, match=rf"codes must be a contiguous {dtype} array of shape \[2, 4\]"):

@@ -13,7 +13,6 @@ Narrower integers keep their distance from the middle of the range: in a wider k
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -33,7 +32,7 @@ CODES_PER_WORD = {"int4": 8, "int8": 4, "fp4": 8, "fp8": 4, "bf16": 2, "f16": 2,
 _DENSE = {"bfloat16": "bf16", "float16": "f16", "float32": "f32"}
 _FLOATS = {(2, 1): "fp4", (4, 3): "fp8", (2, 3): "fp8", (3, 2): "fp8", (5, 2): "bf16"}
 _WIDER = {"int4": "int8", "int8": "bf16", "fp4": "bf16", "fp8": "bf16", "bf16": "f32"}
-_SCALES = {
+_SCALES: dict[str, tuple[str, Any]] = {
     "bfloat16": ("bf16", np.uint16),
     "float16": ("f16", np.uint16),
     "float8_e4m3fn": ("e4m3", np.uint8),
@@ -136,7 +135,8 @@ def _floats(exponent: int, mantissa: int, kind: str) -> Array:
         "f32": (np.float32, np.float32),
     }
     number, stored = targets[kind]
-    return values.astype(number).view(stored)
+    codes: Array = values.astype(number).view(stored)
+    return codes
 
 
 def parameters(blocks: Array, weight: QWeight, rows: slice) -> Array:
@@ -158,8 +158,8 @@ def scales_of(weight: QWeight, rows: slice, scale: str) -> Array | None:
     if scale == "f32":
         with np.errstate(over="ignore"):  # beyond float32: infinite, and the results say so
             return np.ascontiguousarray(values, np.float32)
-    stored: Callable[..., Any] = _SCALES[weight.scale.dtype.name][1]
-    return values.view(stored)
+    stored: Array = values.view(_SCALES[weight.scale.dtype.name][1])
+    return stored
 
 
 def zeros_of(weight: QWeight, rows: slice) -> Array | None:

@@ -6,8 +6,9 @@ takes as r(x), and codes q, zero points z and scales s where these are multiplie
     |y - exact| <= (chain + 8) u (|x| |W|^T + |x| ((2 |z| + offset) s)^T)
                    + |x - r(x)| |W|^T + 2 u (|exact| + |bias|) + what is flushed below 2^-126
 
-since |q| s <= |W| + |z| s, and likewise 2 |zx| sx beside |x| where x has codes and zero points of its own. The 8 covers the few operations outside of the sums, and the squares of u. Where a sum may
-leave float32's range the bound is infinite.
+since |q| s <= |W| + |z| s, and likewise 2 |zx| sx beside |x| where x has codes and zero points of its own. The 8 covers
+the few operations outside of the sums, and the squares of u. Where a sum may leave float32's range the bound is
+infinite.
 """
 
 from __future__ import annotations
