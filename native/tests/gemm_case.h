@@ -113,6 +113,7 @@ struct WeightCase {
     // Ones where nothing is stored: the nibble behind an odd K must not count.
     std::vector<uint8_t> bytes(static_cast<size_t>(N * row_bytes), 0xff);
     std::vector<uint8_t> stored_scales;
+    std::vector<uint32_t> scale_bits;
     std::vector<int8_t> stored_zeros;
     std::vector<double> group_scales, group_zeros;
     int width = 0;
@@ -123,9 +124,10 @@ struct WeightCase {
         double value = random_scale(scale, random, &bits, &width);
         if (shared && n % kPanelRows != 0) {
           value = group_scales[first];
-          memcpy(&bits, stored_scales.data() + first * width, width);
+          bits = scale_bits[first];
         }
         group_scales.push_back(value);
+        scale_bits.push_back(bits);
         stored_scales.insert(stored_scales.end(), reinterpret_cast<uint8_t*>(&bits),
                              reinterpret_cast<uint8_t*>(&bits) + width);
         const int limit = kind == WeightKind::int4 ? 8 : 128;
