@@ -315,7 +315,14 @@ def test_json_is_one_object_with_the_promised_keys(capsys: pytest.CaptureFixture
     assert all(set(one) == keys for one in found["modules"])
     by_name = {one["name"]: one for one in found["modules"]}
     assert by_name[UP]["spec"] == "uint4 g32 asym × a16" and by_name[UP]["executed_as"] == "native"
-    assert by_name["model.layers.0.self_attn.q_proj"]["kernel"] == "reference.linear"
+    assert by_name["model.layers.0.self_attn.q_proj"]["kernel"] == "cpu.dot_int8"
+
+
+def test_what_has_no_native_kernel_is_checked_in_the_reference(tmp_path: Path) -> None:
+    tensors = make.llama_tensors(up_proj=make.dense(96, 64, np.float64))
+    found = verify(make.write(tmp_path, tensors, make.llama()))
+    assert found.ok and module(found, UP).executed_as == "reference"
+    assert module(found, DOWN).executed_as == "native"
 
 
 def test_json_of_a_broken_one_is_an_object_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -35,8 +35,10 @@ inline float from_e4m3(uint32_t code) {
   return from_bits((code & 0x80) << 24 | (magnitude == 0x7f ? 0x7fc00000 : to_bits(scaled)));
 }
 
-// 2^(code - 127); 2^-127 is subnormal.
-inline float from_e8m0(uint32_t code) { return from_bits(code == 0 ? 0x00400000 : code << 23); }
+// 2^(code - 127), of which 2^-127 is subnormal; 255 is NaN.
+inline float from_e8m0(uint32_t code) {
+  return from_bits(code == 0 ? 0x00400000 : code == 255 ? 0x7fc00000 : code << 23);
+}
 
 // To the nearest number of `mantissa` bits, ties to even; below 2^lowest to multiples of the
 // spacing there.

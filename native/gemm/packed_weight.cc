@@ -183,8 +183,8 @@ void PackedWeight::fill_panel(int64_t panel, int64_t row_begin, int64_t row_end,
     for (int64_t group = 0; group < groups_; ++group) {
       const int64_t source = (row - row_begin) * groups_ + group;
       const int64_t place = panel * groups_ + group;
-      memcpy(scale_.as<uint8_t>() + (place * per_group + (shared_ ? 0 : row % kPanelRows)) * width,
-             scale + source * width, width);
+      const int64_t scale_place = place * per_group + (shared_ ? 0 : row % kPanelRows);
+      if (scale) memcpy(scale_.as<uint8_t>() + scale_place * width, scale + source * width, width);
       if (zero) zero_.as<int8_t>()[place * kPanelRows + row % kPanelRows] = zero[source];
     }
   }

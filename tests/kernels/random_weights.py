@@ -114,8 +114,8 @@ def int8(per: Any, dynamic: bool = True, symmetric: bool = True, group_size: int
 
 
 def float_act(exponent: int, mantissa: int, per: Any, **more: Any) -> ActSpec:
-    more = {"dynamic": True, "exponent": exponent, "mantissa": mantissa} | more
-    return ActSpec("float", 1 + exponent + mantissa, per, **more)
+    more = {"dynamic": True} | more
+    return ActSpec("float", 1 + exponent + mantissa, per, **more, exponent=exponent, mantissa=mantissa)
 
 
 E8M0 = "float8_e8m0fnu"

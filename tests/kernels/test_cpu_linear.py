@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 from random_weights import ACTS, GROUP, WEIGHTS, exact_and_bound, integers, random_input, random_linear
 
 from fewbits import _native
@@ -13,17 +15,10 @@ from fewbits.qweight import QLinear
 from fewbits.spec import QuantSpec
 
 NATIVE = [*WEIGHTS]
-INTEGERS = [
-    "int8-channel",
-    "uint8-channel",
-    "uint8-tensor",
-    "int4-g32",
-    "uint4-g32",
-    "uint5-g32",
-    "uint8-g5",
-    "int4-g12",
-]
-WITH_ACTS = [*INTEGERS, "fp8-channel", "fp8-block128", "nvfp4", "mxfp4", "mxfp8", "bfloat16"]
+WITH_ACTS = [
+    "int8-channel", "uint8-channel", "uint8-tensor", "int4-g32", "uint4-g32", "uint5-g32", "fp8-channel",
+    "fp8-block128", "nvfp4", "mxfp4", "mxfp8", "bfloat16", "uint8-g5", "int4-g12",
+]  # fmt: skip
 SHAPES = [(1, 8), (3, 40), (52, 64), (64, 96), (65, 7), (130, 33), (200, 520), (17, 1100)]
 
 
@@ -57,6 +52,23 @@ def test_products_of_quantized_inputs_are_the_definition_within_rounding(name, a
             exact, bound = exact_and_bound(linear, layer, x)
             error = np.abs(run(layer, x) - exact)
             assert (error <= bound).all(), (shape, len(x), (error / bound).max())
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    name=st.sampled_from(NATIVE),
+    act=st.sampled_from([None, *ACTS]),
+    shape=st.tuples(st.integers(1, 140), st.integers(1, 700)),
+    M=st.integers(1, 40),
+    seed=st.integers(0, 100),
+)
+def test_any_product_is_the_definition_within_rounding(name, act, shape, M, seed):
+    layer = random_linear(WEIGHTS[name], shape, ACTS.get(act), bias=True)
+    assume(linear.accepts(layer.spec, shape) is None)
+    x = random_input(M, shape[1], seed)
+    exact, bound = exact_and_bound(linear, layer, x)
+    error = np.abs(run(layer, x) - exact)
+    assert (error <= bound).all(), (error / bound).max()
 
 
 @pytest.mark.parametrize("act", ["int8-token", "int8-static-asymmetric", "int8-g32", "fp8-g128", "nvfp4", "mxfp8"])
@@ -97,20 +109,19 @@ def test_threads_do_not_change_a_bit():
 
 
 def test_weights_that_share_x_give_what_each_gives_alone():
-    names = (
-        "int4-g32",
-        "uint8-channel",
-        "int4-act-order",
-        "int8-channel",
-        "nvfp4",
-        "bfloat16",
-        "float32",
-        "int8-channel",
-    )
-    acts = (None, None, None, "int8-token", "nvfp4", None, None, "int8-static")
+    schemes = [
+        ("int4-g32", None),
+        ("uint8-channel", None),
+        ("int4-act-order", None),
+        ("int8-channel", "int8-token"),
+        ("nvfp4", "nvfp4"),
+        ("bfloat16", None),
+        ("float32", None),
+        ("int8-channel", "int8-static"),
+    ]
     layers = [
         random_linear(WEIGHTS[name], (40 + 30 * i, 64), ACTS.get(act), bias=i % 2 == 0)
-        for i, (name, act) in enumerate(zip(names, acts, strict=True))
+        for i, (name, act) in enumerate(schemes)
     ]
     packed = [linear.pack(layer) for layer in layers]
     x = random_input(5, 64)

@@ -135,8 +135,8 @@ def _floats(exponent: int, mantissa: int, kind: str) -> Array:
         "f32": (np.float32, np.float32),
     }
     number, stored = targets[kind]
-    table: Array = values.astype(number).view(stored)
-    return table
+    codes: Array = values.astype(number).view(stored)
+    return codes
 
 
 def parameters(blocks: Array, weight: QWeight, rows: slice) -> Array:

@@ -105,4 +105,4 @@ def _apart(weight: QWeight, offset: float) -> Array:
         size += 2 * np.abs(weight.zero.astype(np.float64) - (1 << (weight.spec.bits - 1)))
     size *= weight.scale.astype(np.float64) * (weight.global_scale or 1.0)
     height = weight.spec.block[0]
-    return np.repeat(size, height, axis=0)[: weight.shape[0]] if height > 1 else size
+    return size[np.arange(weight.shape[0]) // height] if height > 1 else size
