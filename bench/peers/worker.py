@@ -104,4 +104,5 @@ def _answer(engine: Engine, question: dict[str, Any]) -> dict[str, Any]:
 
 
 def _words(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+    """The first line: what comes after it is detail."""
+    return f"{type(error).__name__}: {error}".splitlines()[0][:300]
