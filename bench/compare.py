@@ -19,7 +19,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from comparison import (
     CASES,
@@ -54,22 +54,22 @@ class Turns:
     """Holds a lock while something is measured, and lets go between two measurements: `--lock`."""
 
     def __init__(self, path: Path | None) -> None:
-        self._file = path.open("a") if path else None
-        self._since: float | None = None
+        self._path = path
+        self._held: IO[bytes] | None = None
+        self._since = 0.0
 
     def begin(self) -> None:
-        if self._file is None:
-            return
-        if self._since is not None and time.monotonic() - self._since > TURN:
+        if self._held is not None and time.monotonic() - self._since > TURN:
             self.end()
-        if self._since is None:
-            fcntl.flock(self._file, fcntl.LOCK_EX)
+        if self._path is not None and self._held is None:
+            self._held = self._path.open("ab")
+            fcntl.flock(self._held, fcntl.LOCK_EX)
             self._since = time.monotonic()
 
     def end(self) -> None:
-        if self._file is not None and self._since is not None:
-            fcntl.flock(self._file, fcntl.LOCK_UN)
-            self._since = None
+        if self._held is not None:
+            self._held.close()
+            self._held = None
 
 
 @dataclass(slots=True)
