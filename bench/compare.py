@@ -38,10 +38,11 @@ from comparison import (
     write,
 )
 from comparison_table import tables
-from peers.process import Worker, WorkerError
+from peers.process import PATIENCE, Worker, WorkerError
 
 from fewbits.bench import Rates
 from fewbits.engine import limits, machine
+from fewbits.kernels.arithmetic import Dot
 
 STARTS = 3
 LONG_START = 20.0  # seconds; what takes longer is started once
@@ -146,13 +147,21 @@ class Comparison:
             if not entrant.starts:
                 _cache(model)
             self._turns.begin()
+            entrant.worker = Worker(program, variant.worker, model, self._threads)
             try:
-                entrant.worker = Worker(program, variant.worker, model, self._threads)
+                if not entrant.worker.wait(TURN):
+                    self._turns.end()  # minutes, where it compiles
+                    if not entrant.worker.wait():
+                        entrant.skipped = f"no first token within {PATIENCE:.0f} s"
             except WorkerError as error:
                 entrant.skipped = str(error)
-        if entrant.worker is None:
+        if entrant.skipped:
             _say(f"{entrant} is skipped: {entrant.skipped}")
+            if entrant.worker is not None:
+                entrant.worker.close()
+                entrant.worker = None
             return
+        assert entrant.worker is not None
         entrant.starts.append(entrant.worker.started)
         _say(f"{entrant}: first token after {entrant.starts[-1]:.2f} s")
         if not last and entrant.starts[-1] < LONG_START:
@@ -174,7 +183,7 @@ class Comparison:
             result.note = str(error)
             return []
         result.seconds.append(seconds)
-        attention = "bf16" if "bf16" in rates.dots else "f32"
+        attention: Dot = "bf16" if "bf16" in rates.dots else "f32"
         limit = cost(self._shape, entrant.about, case, attention).limit(rates)
         if limit is not None:
             result.limits.append(limit)
@@ -207,7 +216,8 @@ def _cache(model: Path) -> None:
 
 def _processor() -> str:
     lines = Path("/proc/cpuinfo").read_text().splitlines() if sys.platform == "linux" else []
-    values = dict(tuple(part.strip() for part in line.split(":", 1)) for line in lines if ":" in line)
+    parted = (line.partition(":") for line in lines)
+    values = {name.strip(): value.strip() for name, _, value in parted}
     names = ("model name", "cpu family", "model")
     return ", ".join(f"{name} {values[name]}" for name in names if name in values) or platform.processor()
 

@@ -13,7 +13,7 @@ sys.path.append(str(ROOT / "tools"))
 from svg import BAND, GRID, TEXT, document, text, ticks
 
 PANELS = ("decode, batch 1", "decode, batch 16", "prefill 512")
-LEFT, PANEL, GAP, TOP, ROW, BAR = 250, 180, 46, 62, 24, 12
+LEFT, PANEL, GAP, TOP, ROW, BAR = 290, 180, 46, 62, 24, 12
 COLOURS = {FEWBITS: "#1f5fa8", "other": "#9aa4af"}
 
 

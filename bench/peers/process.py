@@ -19,22 +19,26 @@ class WorkerError(Exception):
 
 
 class Worker:
-    """`started`: seconds from the start of the process to its first token."""
+    """`started`: seconds from the start of the process to its first token, once `wait` has seen it."""
+
+    started: float
 
     def __init__(self, python: Path, name: str, model: Path, threads: int) -> None:
         script = Path(__file__).with_name(f"{name}_worker.py")
         command = [str(python), str(script), str(model), "--threads", str(threads)]
         self._talk = tempfile.TemporaryFile()
-        begin = time.perf_counter()
+        self._began = time.perf_counter()
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._talk, env=_environment(threads)
         )
-        try:
-            self._answer()
-        except BaseException:
-            self.close()
-            raise
-        self.started = time.perf_counter() - begin
+
+    def wait(self, seconds: float = PATIENCE) -> bool:
+        """Until there is a first token; False where it takes longer. Raises WorkerError."""
+        if not self._speaks(seconds):
+            return False
+        self._answer()
+        self.started = time.perf_counter() - self._began
+        return True
 
     def ask(self, question: dict[str, Any]) -> dict[str, Any]:
         """Raises WorkerError."""
@@ -59,18 +63,20 @@ class Worker:
         self._talk.close()
 
     def _answer(self) -> dict[str, Any]:
-        stream = self._process.stdout
-        assert stream is not None
-        # One answer a question: between questions the stream's buffer is empty, so that select sees all there is.
-        if not select.select([stream], [], [], PATIENCE)[0]:
+        if not self._speaks(PATIENCE):
             raise WorkerError(f"no answer within {PATIENCE:.0f} s")
-        line = stream.readline()
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
         if not line:
             raise WorkerError(f"it ended: {self._last_words()}")
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
             raise WorkerError(answer["error"])
         return answer
+
+    def _speaks(self, seconds: float) -> bool:
+        # One answer a question: between questions the stream's buffer is empty, so that select sees all there is.
+        return bool(select.select([self._process.stdout], [], [], seconds)[0])
 
     def _last_words(self) -> str:
         self._talk.seek(0)

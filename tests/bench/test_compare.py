@@ -71,6 +71,8 @@ def test_a_group_is_measured_and_who_is_missing_is_named(peers: Path) -> None:
 def test_what_a_worker_cannot_do_is_an_error_and_the_next_question_works(peers: Path) -> None:
     worker = Worker(Path(sys.executable), "fewbits", peers / "models" / "w4a16", 1)
     try:
+        assert not worker.wait(0.001)
+        assert worker.wait() and worker.started > 0.05
         with pytest.raises(WorkerError, match="UsageError.*5000 tokens"):
             worker.ask({"kind": "prefill", "tokens": 5000})
         assert worker.ask({"kind": "prefill", "tokens": 8})["seconds"] > 0
@@ -79,11 +81,17 @@ def test_what_a_worker_cannot_do_is_an_error_and_the_next_question_works(peers: 
         worker.close()
 
 
-def test_what_cannot_be_loaded_is_an_error(peers: Path, tmp_path: Path) -> None:
-    with pytest.raises(WorkerError, match="CheckpointError"):
-        Worker(Path(sys.executable), "fewbits", tmp_path, 1)
-    with pytest.raises(WorkerError, match="it ended: ModuleNotFoundError.*llama_cpp"):
-        Worker(Path(sys.executable), "llama_cpp", peers / "models" / "w4a16", 1)
+@pytest.mark.parametrize(
+    ("name", "model", "words"),
+    [("fewbits", "none", "CheckpointError"), ("llama_cpp", "w4a16", "it ended: ModuleNotFoundError.*llama_cpp")],
+)
+def test_what_does_not_start_says_why(peers: Path, name: str, model: str, words: str) -> None:
+    worker = Worker(Path(sys.executable), name, peers / "models" / model, 1)
+    try:
+        with pytest.raises(WorkerError, match=words):
+            worker.wait()
+    finally:
+        worker.close()
 
 
 def test_decoding_yields_a_time_for_each_token_but_the_first(peers: Path) -> None:
