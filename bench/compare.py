@@ -4,7 +4,7 @@
 
 DIR has an environment per peer and a folder `models` (bench/README.md says how they are made); what is missing is
 skipped, with the reason in the results. Each program runs in a process of its own with as many threads as fewbits, and
-all answer one case before any answers the next. Writes bench/results/comparison.csv and machine.csv, group by group;
+all answer one case before any answers the next. Writes bench/results/comparison.csv and machine.csv after every round;
 prints the table. `python tools/generate_docs.py` then draws the plot.
 """
 
@@ -16,7 +16,7 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -47,7 +47,7 @@ from fewbits.kernels.arithmetic import Dot
 STARTS = 3
 LONG_START = 20.0  # seconds; what takes longer is started once
 PAUSE = 0.3  # until the threads of the program that has just answered sleep
-TURN = 30.0  # seconds that the lock is held at a stretch, at least while a program answers
+TURN = 45.0  # seconds that the lock is held at a stretch; a program that is asked then still answers
 SHAPE = "bf16"  # the model whose config.json has the shape of all
 
 
@@ -99,6 +99,9 @@ class Entrant:
         return f"{self.variant.program} {self.variant.scheme}"
 
 
+Measured = tuple[list[Result], list[Fact]]
+
+
 class Comparison:
     """`peers`: the folder of environments and models."""
 
@@ -108,8 +111,8 @@ class Comparison:
         self._meter = limits.ReadMeter()
         self._shape = shape_of(self._models / SHAPE)
 
-    def group(self, variants: Sequence[Variant], cases: Sequence[Case] = CASES) -> tuple[list[Result], list[Fact]]:
-        """Measures variants in turns. The results, and what the machine gave meanwhile."""
+    def group(self, variants: Sequence[Variant], cases: Sequence[Case] = CASES) -> Iterator[Measured]:
+        """Measures variants in turns; yields all results so far, and what the machine gave, after every round."""
         entrants = [Entrant(variant) for variant in variants]
         seen: list[Rates] = []
         try:
@@ -127,12 +130,12 @@ class Comparison:
                     for number in range(len(running)):
                         entrant = running[(number + repeat) % len(running)]
                         seen += self._measure(entrant, case, f"{repeat + 1}/{self._repeats}")
+                yield [row for entrant in entrants for row in entrant.rows], self._facts(variants[0].group, seen)
         finally:
             self._turns.end()
             for entrant in entrants:
                 if entrant.worker is not None:
                     entrant.worker.close()
-        return [row for entrant in entrants for row in entrant.rows], self._facts(variants[0].group, seen)
 
     def _start(self, entrant: Entrant, last: bool) -> None:
         if entrant.skipped or entrant.worker is not None:
@@ -243,12 +246,11 @@ def main() -> None:
     results, facts = arguments.out / "comparison.csv", arguments.out / "machine.csv"
     for group in arguments.groups:
         chosen = [one for one in VARIANTS if one.group == group and one.program in arguments.programs]
-        rows, machines = comparison.group(chosen)
-        place = groups.index
-        kept = [row for row in read(results) if row.group != group]
-        write(results, sorted([*kept, *rows], key=lambda row: place(row.group)))
-        known = [fact for fact in read_machine(facts) if fact.group != group]
-        write(facts, sorted([*known, *machines], key=lambda fact: place(fact.group)))
+        for rows, machines in comparison.group(chosen):
+            kept = [row for row in read(results) if row.group != group]
+            write(results, sorted([*kept, *rows], key=lambda row: groups.index(row.group)))
+            known = [fact for fact in read_machine(facts) if fact.group != group]
+            write(facts, sorted([*known, *machines], key=lambda fact: groups.index(fact.group)))
     print(tables(read(results), read_machine(facts)))
 
 

@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results"
 CSV, MACHINE = RESULTS / "comparison.csv", RESULTS / "machine.csv"
 FEWBITS = "fewbits"
-CONTEXT, STEPS = 64, 12  # tokens in each sequence's cache before decoding, and steps that are timed
+CONTEXT, STEPS = 32, 12  # tokens in each sequence's cache before decoding, and steps that are timed
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ VARIANTS = (
     Variant("4 bits", FEWBITS, "W4A16 g128, head too", "fewbits", "w4a16-head"),
     Variant("4 bits", FEWBITS, "NVFP4", "fewbits", "nvfp4"),
     Variant("4 bits", "llama.cpp", "Q4_0", "llama_cpp", "llama-q4_0.gguf"),
-    Variant("4 bits", "OpenVINO GenAI", "int4 g128, head int8", "openvino", "openvino-int4"),
+    Variant("4 bits", "OpenVINO GenAI", "int4 g128, int8 head", "openvino", "openvino-int4"),
     Variant("4 bits", "vLLM", "W4A16 g128", "vllm", "w4a16"),
     Variant("8 bits", FEWBITS, "W8A8", "fewbits", "w8a8"),
     Variant("8 bits", FEWBITS, "FP8", "fewbits", "fp8"),

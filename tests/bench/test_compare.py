@@ -57,7 +57,9 @@ def variant(program: str = FEWBITS, worker: str = "fewbits", model: str = "w4a16
 def test_a_group_is_measured_and_who_is_missing_is_named(peers: Path) -> None:
     cases = (Case("decode", 2), Case("prefill", 32))
     one, no_model, no_program = variant(), variant(model="none"), variant("llama.cpp", "llama_cpp", "w4a16", "Q4_0")
-    rows, facts = Comparison(peers, 1, 2, Turns(peers / "lock")).group([one, no_model, no_program], cases)
+    rounds = [*Comparison(peers, 1, 2, Turns(peers / "lock")).group([one, no_model, no_program], cases)]
+    assert len(rounds) == 2
+    rows, facts = rounds[-1]
     assert [row.case for row in rows] == ["decode, batch 2", "prefill 32", FIRST_TOKEN, "", ""]
     assert [row.note for row in rows] == ["", "", "", "there is no model for it", "there is no environment for it"]
     for row in rows[:2]:
