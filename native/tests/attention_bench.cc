@@ -74,14 +74,15 @@ struct Shape {
 // One sequence whose pages are scattered.
 void measure(const Shape& shape, int past, int rows, double rate) {
   const int length = past + rows, pages = (length + shape.page_size - 1) / shape.page_size;
-  const int64_t element = shape.kind == CacheKind::f32 ? 4 : shape.kind == CacheKind::fp8 ? 1 : 2;
+  const int64_t element = element_size(shape.kind);
   const int64_t bytes = int64_t{pages} * shape.kv_heads * shape.page_size * shape.D * element;
   const int layers = std::max<int64_t>(1, (int64_t{128} << 20) / (2 * bytes));
   const Buffer keys(bytes * layers), values(bytes * layers);
   std::vector<int32_t> table(pages);
   for (int i = 0; i < pages; ++i) table[i] = static_cast<int32_t>((int64_t{i} * 7919) % pages);
   std::vector<float> query(int64_t{rows} * shape.heads * shape.D, 0.5f), out(query.size());
-  std::vector<float> scale(shape.kv_heads, 1.0f);
+  const bool scaled = element == 1;
+  std::vector<float> scale(int64_t{pages} * shape.kv_heads * shape.page_size, 1.0f);
   std::vector<int64_t> positions(rows);
   for (int i = 0; i < rows; ++i) positions[i] = past + i;
   const int32_t query_start[] = {0, rows}, kv_len[] = {length};
@@ -100,7 +101,7 @@ void measure(const Shape& shape, int past, int rows, double rate) {
   task.positions = positions.data();
   task.page_size = shape.page_size;
   task.kind = shape.kind;
-  task.key_scale = task.value_scale = shape.kind == CacheKind::fp8 ? scale.data() : nullptr;
+  task.key_scale = task.value_scale = scaled ? scale.data() : nullptr;
   task.scale = 0.125f;
   const double seconds = best_time(std::max(9, std::min(401, 4 * layers)), [&](int i) {
     task.key_cache = keys.as<char>() + bytes * (i % layers);
@@ -140,11 +141,13 @@ int main(int argc, char** argv) {
                                       {32, 8, 64, 16, CacheKind::f32, "f32"},
                                       {32, 8, 64, 16, CacheKind::f16, "f16"},
                                       {32, 8, 64, 16, CacheKind::fp8, "fp8"},
+                                      {32, 8, 64, 16, CacheKind::int8, "int8"},
                                       {32, 32, 64, 16, CacheKind::bf16, "bf16"},
                                       {14, 2, 64, 16, CacheKind::bf16, "bf16"}}) {
     measure(shape, 2047, 1, rate);
     measure(shape, 2043, 5, rate);
     measure(shape, 0, 512, rate);
+    measure(shape, 0, 2048, rate);
   }
   fewbits::measure({6, 2, 64, 16, CacheKind::bf16, "bf16"}, 100, 1, rate);
   fewbits::measure({6, 2, 64, 16, CacheKind::bf16, "bf16"}, 5, 1, rate);
