@@ -1,11 +1,15 @@
 // Attention on the bf16 dot product, for caches whose codes are exact in bf16. Numbers go in pairs,
-// as VDPBF16PS takes them: of channels for q k^T, of positions for the values,
+// as VDPBF16PS takes them: of channels for q k^T, of positions for the values. The order of
+// accumulation is that of attention.h.
+//
+// Few rows use keys and values as soon as they are paired, in registers. For many rows they are
+// paired once per chunk, into
 //
 //     key_scratch    blocks of 64 positions   [pair of channels][64 positions]
 //     value_scratch  [pair of positions][stride channels]
-//     weights        [rows][pair of positions], in the scores' place
 //
-// and the order of accumulation is that of attention.h.
+// and rows take turns in groups: a block of keys or values and the scores of a group stay in the
+// first-level cache.
 #include "attention/append.h"
 #include "attention/bf16_codes.h"
 #include "attention/kernel.h"
@@ -13,12 +17,9 @@
 namespace fewbits {
 namespace {
 
-#ifndef FEWSTEP
-#define FEWSTEP 32
-#endif
-constexpr int kScoreVectors = 4;  // 4 x 4 accumulators hide the latency of a dot product
+constexpr int kRowGroup = 16;
+constexpr int kBlockVectors = kKeyBlock / kLanes;  // 4 x 4 accumulators hide a product's latency
 constexpr int kWeighVectors = 4;
-constexpr int kPairsPerRow = kChunk;  // score_scratch's rows, in pairs
 
 using Pairs = __m512i;
 
@@ -26,7 +27,9 @@ FEWBITS_INLINE Lanes dot(Pairs a, Pairs b, Lanes sum) {
   return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b);
 }
 
-FEWBITS_INLINE Pairs load_pairs(const uint32_t* source) { return _mm512_loadu_si512(source); }
+FEWBITS_INLINE Pairs broadcast_pair(uint32_t pair) {
+  return _mm512_set1_epi32(static_cast<int>(pair));
+}
 
 // Which channels pair up is the keys' matter: queries follow.
 void prepare_queries(CacheKind kind, float* query, int rows, int stride) {
@@ -58,46 +61,76 @@ uint32_t* value_pairs(const AttendChunk& chunk, int pair) {
   return reinterpret_cast<uint32_t*>(chunk.value_scratch) + pair * chunk.stride;
 }
 
-uint32_t* weight_pairs(const AttendChunk& chunk, int row) {
-  return reinterpret_cast<uint32_t*>(chunk.score_scratch + row * kChunk);
+float* scores_of(const AttendChunk& chunk, int row) {
+  return chunk.score_scratch + row % kRowGroup * kChunk;
 }
 
-// The keys of [begin, end), whole groups of 16, to `columns` of the first one.
-template <CacheKind kind>
-void pair_keys(const AttendChunk& chunk, int begin, int end) {
-  constexpr int kTile = 64 / element_size(kind);  // channels of a register
-  for (int group = begin; group < end; group += kLanes) {
-    prefetch_keys<kind>(chunk, group);
-    uint32_t* column = key_pairs(chunk, group);
-    for (int d = 0; d < chunk.stride; d += kTile) {
-      const int bytes = (chunk.D - d) * static_cast<int>(element_size(kind));
-      Lanes tile[kLanes];
-      for (int i = 0; i < kLanes; ++i) {
-        tile[i] = load_bytes(static_cast<const char*>(chunk.keys[group + i]) +
-                                 d * static_cast<int>(element_size(kind)),
-                             bytes);
-      }
-      transpose(tile);
-      const int count = chunk.stride - d < kTile ? chunk.stride - d : kTile;
-      for (int c = 0; c < kLanes && c * 64 / kLanes < count * element_size(kind); ++c) {
-        const Pairs codes = _mm512_castps_si512(tile[c]);
-        if constexpr (kind == CacheKind::bf16) {
-          _mm512_store_si512(column, codes);
-          column += kKeyBlock;
-        } else {
-          const BytePairs pairs = decode_bytes<kind>(codes);
-          _mm512_store_si512(column, pairs.even);
-          _mm512_store_si512(column + kKeyBlock, pairs.odd);
-          column += 2 * kKeyBlock;
-        }
+// The weights of a row, by pair of positions, take the place of its scores.
+uint32_t* weights_of(const AttendChunk& chunk, int row) {
+  return reinterpret_cast<uint32_t*>(scores_of(chunk, row));
+}
+
+// Calls use(pair, column) for every pair of channels, in order; `column` holds it of 16 keys.
+template <CacheKind kind, typename Use>
+FEWBITS_INLINE void each_pair_column(const AttendChunk& chunk, int group, Use use) {
+  constexpr int kBytes = element_size(kind);
+  constexpr int kPairs = 2 / kBytes;  // of channels in 32 bits
+  prefetch_keys<kind>(chunk, group);
+  for (int d = 0; d < chunk.stride; d += 64 / kBytes) {
+    Lanes tile[kLanes];
+    for (int i = 0; i < kLanes; ++i) {
+      tile[i] = load_bytes(static_cast<const char*>(chunk.keys[group + i]) + d * kBytes,
+                           (chunk.D - d) * kBytes);
+    }
+    transpose(tile);
+    const int left = (chunk.stride - d) * kBytes / 4;
+    // Unrolled, it keeps the tile in registers.
+#pragma GCC unroll 16
+    for (int c = 0; c < kLanes; ++c) {
+      if (c >= left) continue;
+      const Pairs codes = _mm512_castps_si512(tile[c]);
+      if constexpr (kind == CacheKind::bf16) {
+        use(d / 2 + c, codes);
+      } else {
+        const BytePairs pairs = decode_bytes<kind>(codes);
+        use(d / 2 + kPairs * c, pairs.even);
+        use(d / 2 + kPairs * c + 1, pairs.odd);
       }
     }
   }
 }
 
+template <CacheKind kind, int Rows>
+void score_few(const AttendChunk& chunk) {
+  for (int group = chunk.begin / kLanes * kLanes; group < chunk.end; group += kLanes) {
+    Lanes sums[Rows];
+    for (int r = 0; r < Rows; ++r) sums[r] = zero();
+    each_pair_column<kind>(
+        chunk, group, [&](int pair, Pairs column) __attribute__((always_inline)) {
+          for (int r = 0; r < Rows; ++r) {
+            sums[r] = dot(column, broadcast_pair(query_pairs(chunk, r)[pair]), sums[r]);
+          }
+        });
+    for (int r = 0; r < Rows; ++r) {
+      store(scores_of(chunk, r) + group, sums[r]);
+    }
+  }
+}
+
+template <CacheKind kind>
+void pair_keys(const AttendChunk& chunk) {
+  for (int group = chunk.begin / kLanes * kLanes; group < chunk.end; group += kLanes) {
+    uint32_t* columns = key_pairs(chunk, group);
+    each_pair_column<kind>(chunk, group,
+                           [&](int pair, Pairs column) __attribute__((always_inline)) {
+                             _mm512_store_si512(columns + pair * kKeyBlock, column);
+                           });
+  }
+}
+
 // Scores of `Rows` rows and 16 * Vectors positions from j on, within a block.
 template <int Rows, int Vectors>
-FEWBITS_INLINE void score_tile(const AttendChunk& chunk, int row, int j) {
+void score_tile(const AttendChunk& chunk, int row, int j) {
   Lanes sums[Rows][Vectors];
   for (int r = 0; r < Rows; ++r) {
     for (int v = 0; v < Vectors; ++v) sums[r][v] = zero();
@@ -106,35 +139,37 @@ FEWBITS_INLINE void score_tile(const AttendChunk& chunk, int row, int j) {
   const uint32_t* query = query_pairs(chunk, row);
   for (int pair = 0; pair < chunk.stride / 2; ++pair, keys += kKeyBlock) {
     Pairs key[Vectors];
-    for (int v = 0; v < Vectors; ++v) key[v] = load_pairs(keys + v * kLanes);
+    for (int v = 0; v < Vectors; ++v) key[v] = _mm512_load_si512(keys + v * kLanes);
     for (int r = 0; r < Rows; ++r) {
-      const Pairs q = _mm512_set1_epi32(static_cast<int>(query[r * chunk.stride + pair]));
-      for (int v = 0; v < Vectors; ++v) sums[r][v] = dot(q, key[v], sums[r][v]);
+      const Pairs q = broadcast_pair(query[r * chunk.stride + pair]);
+      for (int v = 0; v < Vectors; ++v) sums[r][v] = dot(key[v], q, sums[r][v]);
     }
   }
+  float* scores = scores_of(chunk, row) + j;
+  // Left as loops, they would make of the sums an array in memory.
+#pragma GCC unroll 4
   for (int r = 0; r < Rows; ++r) {
-    float* scores = chunk.score_scratch + (row + r) * kChunk + j;
-    for (int v = 0; v < Vectors; ++v) {
-      store(scores + v * kLanes, scaled_scores(chunk, j + v * kLanes, sums[r][v]));
-    }
+#pragma GCC unroll 4
+    for (int v = 0; v < Vectors; ++v) store(scores + r * kChunk + v * kLanes, sums[r][v]);
   }
 }
 
-// Positions [begin, end), begin being a multiple of 16.
+// Positions [begin, end) of a block, begin being a multiple of 16.
 template <int Rows>
-void score_pairs(const AttendChunk& chunk, int row, int begin, int end) {
-  for (int j = begin; j < end;) {
-    const int block_end = (j / kKeyBlock + 1) * kKeyBlock;
-    const int vectors = ((end < block_end ? end : block_end) - j + kLanes - 1) / kLanes;
-    if (vectors == 4) score_tile<Rows, kScoreVectors>(chunk, row, j);
-    if (vectors == 3) score_tile<Rows, 3>(chunk, row, j);
-    if (vectors == 2) score_tile<Rows, 2>(chunk, row, j);
-    if (vectors == 1) score_tile<Rows, 1>(chunk, row, j);
-    j = block_end;
+void score_block(const AttendChunk& chunk, int row, int begin, int end) {
+  switch ((end - begin + kLanes - 1) / kLanes) {
+    case 1:
+      return score_tile<Rows, 1>(chunk, row, begin);
+    case 2:
+      return score_tile<Rows, 2>(chunk, row, begin);
+    case 3:
+      return score_tile<Rows, 3>(chunk, row, begin);
+    case kBlockVectors:
+      return score_tile<Rows, kBlockVectors>(chunk, row, begin);
   }
 }
 
-// 2^x, for x at most about 0; the relative error is below 2^-18, that of rounding to bf16 2^-9.
+// 2^x, for x at most about 0; the relative error is below 2^-18, that of rounding to bf16 2^-8.
 FEWBITS_INLINE Lanes exp2_lanes(Lanes x) {
   constexpr int kFloor = _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC;
   const Lanes r = _mm512_reduce_ps(x, kFloor);  // x - floor(x)
@@ -157,9 +192,14 @@ void weights_of_row(const AttendChunk& chunk, int row, float& row_maximum, float
   row_maximum = -__builtin_inff();
   row_sum = 0.0f;
   if (first >= last) return;
-  float* scores = chunk.score_scratch + row * kChunk;
-  uint32_t* weights = weight_pairs(chunk, row);
+  float* scores = scores_of(chunk, row);
+  uint32_t* weights = weights_of(chunk, row);
   const int begin = first / kStep * kStep;
+  if (chunk.key_scales) {
+    for (int j = begin; j < last; j += kLanes) {
+      store(scores + j, multiply(load(scores + j), load(chunk.key_scales + j)));
+    }
+  }
   // Groups at the ends hold positions that the row doesn't see.
   const int whole_begin = (first + kLanes - 1) / kLanes * kLanes,
             whole_end = last / kLanes * kLanes;
@@ -192,90 +232,126 @@ void weights_of_row(const AttendChunk& chunk, int row, float& row_maximum, float
   row_sum = sum_lanes(sums);
 }
 
-// The values of [begin, end), begin being even; beside the last of an odd number its own.
+// Pairs of values out of value_scratch.
+struct PairedValues {
+  const AttendChunk& chunk;
+
+  template <int Vectors>
+  FEWBITS_INLINE void load(int pair, int d, Pairs* values) const {
+    const uint32_t* source = value_pairs(chunk, pair) + d;
+    for (int v = 0; v < Vectors; ++v) values[v] = _mm512_load_si512(source + v * kLanes);
+  }
+};
+
+// Pairs of values out of the cache. `end`: beside the last of an odd number of positions its own.
 template <CacheKind kind>
-void pair_values(const AttendChunk& chunk, int begin, int end) {
-  constexpr int kTile = 64 / element_size(kind);
-  constexpr int kBytes = element_size(kind);
-  for (int j = begin; j < end; j += 2) {
+struct CachedValues {
+  const AttendChunk& chunk;
+  int end;
+
+  template <int Vectors>
+  FEWBITS_INLINE void load(int pair, int d, Pairs* values) const {
+    constexpr int kBytes = element_size(kind);
+    constexpr int kTile = 64 / kBytes;
+    const int j = 2 * pair;
     const char* even = static_cast<const char*>(chunk.values[j]);
     const char* odd = static_cast<const char*>(chunk.values[j + 1 < end ? j + 1 : j]);
-    prefetch_row(chunk.values[j + kLookAhead], chunk.D * kBytes);
-    prefetch_row(chunk.values[j + 1 + kLookAhead], chunk.D * kBytes);
-    uint32_t* target = value_pairs(chunk, j / 2);
-    for (int d = 0; d < chunk.stride; d += kTile) {
-      const int bytes = (chunk.D - d) * kBytes;
-      const Pairs a = _mm512_castps_si512(load_bytes(even + d * kBytes, bytes));
-      const Pairs b = _mm512_castps_si512(load_bytes(odd + d * kBytes, bytes));
+    if (d == 0) {
+      prefetch_row(chunk.values[j + kLookAhead], chunk.D * kBytes);
+      prefetch_row(chunk.values[j + 1 + kLookAhead], chunk.D * kBytes);
+    }
+    for (int v = 0; v < Vectors; v += kTile / kLanes) {
+      const int first = d + v * kLanes, bytes = (chunk.D - first) * kBytes;
+      const Pairs a = _mm512_castps_si512(load_bytes(even + first * kBytes, bytes));
+      const Pairs b = _mm512_castps_si512(load_bytes(odd + first * kBytes, bytes));
       Pairs pairs[kTile / kLanes];
       pair_rows<kind>(a, b, pairs);
-      for (int v = 0; v < kTile / kLanes; ++v) {
-        if (d + v * kLanes < chunk.stride) {
-          _mm512_store_si512(target + d + v * kLanes, pairs[v]);
-        }
+      for (int i = 0; i < kTile / kLanes && v + i < Vectors; ++i) values[v + i] = pairs[i];
+    }
+  }
+};
+
+template <CacheKind kind>
+void pair_values(const AttendChunk& chunk) {
+  const CachedValues<kind> cached{chunk, chunk.end};
+  for (int pair = chunk.begin / 2; 2 * pair < chunk.end; ++pair) {
+    uint32_t* target = value_pairs(chunk, pair);
+    for (int d = 0; d < chunk.stride; d += kWeighVectors * kLanes) {
+      Pairs values[kWeighVectors];
+      cached.template load<kWeighVectors>(pair, d, values);
+      for (int v = 0; v < kWeighVectors; ++v) {
+        if (d + v * kLanes < chunk.stride) _mm512_store_si512(target + d + v * kLanes, values[v]);
       }
     }
   }
 }
 
-// `kept`: the halves of a pair that count; the others are not touched by a multiplication.
-template <int Rows, int Vectors>
-FEWBITS_INLINE void weigh_tile(const AttendChunk& chunk, int row, int pair_begin, int pair_end,
-                               int d, uint32_t kept) {
+// `kept`: the halves of a single row's pairs that count; the others are not touched by a
+// multiplication.
+template <int Rows, int Vectors, typename Values>
+FEWBITS_INLINE void weigh_tile(const AttendChunk& chunk, const Values& source, int row,
+                               int pair_begin, int pair_end, int d, uint32_t kept) {
   float* accumulator = chunk.accumulator_scratch + row * chunk.stride + d;
-  const uint32_t* weights = weight_pairs(chunk, row);
-  const Pairs mask = _mm512_set1_epi32(static_cast<int>(kept));
+  const uint32_t* weights = weights_of(chunk, row);
   Lanes sums[Rows][Vectors];
   for (int r = 0; r < Rows; ++r) {
-    for (int v = 0; v < Vectors; ++v)
+    for (int v = 0; v < Vectors; ++v) {
       sums[r][v] = load(accumulator + r * chunk.stride + v * kLanes);
+    }
   }
   for (int pair = pair_begin; pair < pair_end; ++pair) {
-    const uint32_t* values = value_pairs(chunk, pair) + d;
     Pairs value[Vectors];
-    for (int v = 0; v < Vectors; ++v) {
-      value[v] = load_pairs(values + v * kLanes);
-      if constexpr (Rows == 1) value[v] = _mm512_and_si512(value[v], mask);
+    source.template load<Vectors>(pair, d, value);
+    if constexpr (Rows == 1) {
+      for (int v = 0; v < Vectors; ++v) value[v] = _mm512_and_si512(value[v], broadcast_pair(kept));
     }
     for (int r = 0; r < Rows; ++r) {
-      const uint32_t both = weights[r * kPairsPerRow + pair];
-      const Pairs weight = _mm512_set1_epi32(static_cast<int>(Rows == 1 ? both & kept : both));
-      for (int v = 0; v < Vectors; ++v) sums[r][v] = dot(weight, value[v], sums[r][v]);
+      const uint32_t both = weights[r * kChunk + pair];
+      const Pairs weight = broadcast_pair(Rows == 1 ? both & kept : both);
+      for (int v = 0; v < Vectors; ++v) sums[r][v] = dot(value[v], weight, sums[r][v]);
     }
   }
   for (int r = 0; r < Rows; ++r) {
-    for (int v = 0; v < Vectors; ++v)
+    for (int v = 0; v < Vectors; ++v) {
       store(accumulator + r * chunk.stride + v * kLanes, sums[r][v]);
+    }
   }
 }
 
-template <int Rows>
-void weigh_pairs(const AttendChunk& chunk, int row, int pair_begin, int pair_end,
-                 uint32_t kept = ~uint32_t{0}) {
+template <int Rows, typename Values>
+void weigh_pairs(const AttendChunk& chunk, const Values& source, int row, int pair_begin,
+                 int pair_end, uint32_t kept = ~uint32_t{0}) {
   if (pair_begin >= pair_end) return;
   int d = 0;
   for (; d + kWeighVectors * kLanes <= chunk.stride; d += kWeighVectors * kLanes) {
-    weigh_tile<Rows, kWeighVectors>(chunk, row, pair_begin, pair_end, d, kept);
+    weigh_tile<Rows, kWeighVectors>(chunk, source, row, pair_begin, pair_end, d, kept);
   }
-  const int vectors = (chunk.stride - d) / kLanes;
-  if (vectors == 3) weigh_tile<Rows, 3>(chunk, row, pair_begin, pair_end, d, kept);
-  if (vectors == 2) weigh_tile<Rows, 2>(chunk, row, pair_begin, pair_end, d, kept);
-  if (vectors == 1) weigh_tile<Rows, 1>(chunk, row, pair_begin, pair_end, d, kept);
+  switch ((chunk.stride - d) / kLanes) {
+    case 1:
+      return weigh_tile<Rows, 1>(chunk, source, row, pair_begin, pair_end, d, kept);
+    case 2:
+      return weigh_tile<Rows, 2>(chunk, source, row, pair_begin, pair_end, d, kept);
+    case 3:
+      return weigh_tile<Rows, 3>(chunk, source, row, pair_begin, pair_end, d, kept);
+  }
 }
 
 // A row's own positions [begin, end); a pair may be half of them.
-void weigh_alone(const AttendChunk& chunk, int row, int begin, int end) {
+template <typename Values>
+void weigh_alone(const AttendChunk& chunk, const Values& source, int row, int begin, int end) {
   if (begin < end && begin % 2) {
-    weigh_pairs<1>(chunk, row, begin / 2, begin / 2 + 1, 0xffff0000);
+    weigh_pairs<1>(chunk, source, row, begin / 2, begin / 2 + 1, 0xffff0000);
     ++begin;
   }
-  weigh_pairs<1>(chunk, row, begin / 2, end / 2);
-  if (begin < end && end % 2) weigh_pairs<1>(chunk, row, end / 2, end / 2 + 1, 0x0000ffff);
+  weigh_pairs<1>(chunk, source, row, begin / 2, end / 2);
+  if (begin < end && end % 2) {
+    weigh_pairs<1>(chunk, source, row, end / 2, end / 2 + 1, 0x0000ffff);
+  }
 }
 
 // Positions [begin, end), begin being even. Rows share the pairs that all of them see.
-template <int Rows>
-void weigh_shared(const AttendChunk& chunk, int row, int begin, int end) {
+template <int Rows, typename Values>
+void weigh_shared(const AttendChunk& chunk, const Values& source, int row, int begin, int end) {
   const auto first_of = [&](int r) { return chunk.first[r] > begin ? chunk.first[r] : begin; };
   const auto last_of = [&](int r) { return chunk.last[r] < end ? chunk.last[r] : end; };
   int first = begin, last = end;
@@ -285,59 +361,73 @@ void weigh_shared(const AttendChunk& chunk, int row, int begin, int end) {
   }
   const int pair_begin = (first + 1) / 2, pair_end = last / 2;
   if (pair_begin >= pair_end) {
-    for (int r = row; r < row + Rows; ++r) weigh_alone(chunk, r, first_of(r), last_of(r));
+    for (int r = row; r < row + Rows; ++r) weigh_alone(chunk, source, r, first_of(r), last_of(r));
     return;
   }
-  for (int r = row; r < row + Rows; ++r) weigh_alone(chunk, r, first_of(r), 2 * pair_begin);
-  weigh_pairs<Rows>(chunk, row, pair_begin, pair_end);
-  for (int r = row; r < row + Rows; ++r) weigh_alone(chunk, r, 2 * pair_end, last_of(r));
+  for (int r = row; r < row + Rows; ++r) {
+    weigh_alone(chunk, source, r, first_of(r), 2 * pair_begin);
+  }
+  weigh_pairs<Rows>(chunk, source, row, pair_begin, pair_end);
+  for (int r = row; r < row + Rows; ++r) weigh_alone(chunk, source, r, 2 * pair_end, last_of(r));
 }
 
-// Scores of some rows become weights; then `weigh` adds the values, and the rows join their total.
-template <int Rows, typename Weigh>
-FEWBITS_INLINE void finish_rows(const AttendChunk& chunk, int row, Weigh weigh) {
-  float maxima[Rows], sums[Rows];
-  for (int r = 0; r < Rows; ++r) weights_of_row(chunk, row + r, maxima[r], sums[r]);
+// Scores of at most kRowGroup rows become weights; then `weigh` adds the values, and the rows join
+// their total.
+template <typename Weigh>
+FEWBITS_INLINE void finish_rows(const AttendChunk& chunk, int row, int rows, Weigh weigh) {
+  float maxima[kRowGroup], sums[kRowGroup];
+  for (int r = 0; r < rows; ++r) weights_of_row(chunk, row + r, maxima[r], sums[r]);
   const int64_t start = static_cast<int64_t>(row) * chunk.stride;
   float* accumulator = chunk.accumulator_scratch + start;
-  for (int i = 0; i < Rows * chunk.stride; i += kLanes) store(accumulator + i, zero());
+  for (int i = 0; i < rows * chunk.stride; i += kLanes) store(accumulator + i, zero());
   weigh();
   const Running& total = chunk.total;
   merge_parts({total.maximum + row, total.sum + row, total.accumulator + start},
-              {maxima, sums, accumulator}, Rows, chunk.stride);
+              {maxima, sums, accumulator}, rows, chunk.stride);
 }
 
-// For few rows: keys and values are used as soon as they are paired, which spreads the waiting for
-// memory over the work.
 template <CacheKind kind, int Rows>
 void attend_few_pairs(const AttendChunk& chunk) {
-  constexpr int kStep = FEWSTEP;
-  for (int j = chunk.begin / kStep * kStep; j < chunk.end; j += kStep) {
-    const int end = j + kStep < chunk.end ? j + kStep : chunk.end;
-    pair_keys<kind>(chunk, j, end);
-    score_pairs<Rows>(chunk, 0, j, end);
-  }
-  finish_rows<Rows>(chunk, 0, [&] {
-    for (int j = chunk.begin / kStep * kStep; j < chunk.end; j += kStep) {
-      const int end = j + kStep < chunk.end ? j + kStep : chunk.end;
-      pair_values<kind>(chunk, j, end);
-      weigh_shared<Rows>(chunk, 0, j, end);
-    }
+  score_few<kind, Rows>(chunk);
+  finish_rows(chunk, 0, Rows, [&] {
+    const CachedValues<kind> values{chunk, chunk.end};
+    weigh_shared<Rows>(chunk, values, 0, chunk.begin / 2 * 2, chunk.end);
   });
 }
 
 template <CacheKind kind>
 void attend_many_pairs(const AttendChunk& chunk) {
+  pair_keys<kind>(chunk);
+  pair_values<kind>(chunk);
   const int begin = chunk.begin / kLanes * kLanes;
-  pair_keys<kind>(chunk, begin, chunk.end);
-  pair_values<kind>(chunk, begin, chunk.end);
-  for_tiles(chunk.rows, [&](auto count, int row) {
-    constexpr int kRows = count.value;
-    int last = 0;
-    for (int r = row; r < row + kRows; ++r) last = chunk.last[r] > last ? chunk.last[r] : last;
-    score_pairs<kRows>(chunk, row, begin, last);
-    finish_rows<kRows>(chunk, row, [&] { weigh_shared<kRows>(chunk, row, begin, last); });
-  });
+  for (int group = 0; group < chunk.rows; group += kRowGroup) {
+    const int rows = chunk.rows - group < kRowGroup ? chunk.rows - group : kRowGroup;
+    int last[kRowGroup] = {};  // of what a tile's rows see
+    for (int r = 0; r < rows; ++r) {
+      int& of_tile = last[r / kRowTile];
+      if (chunk.last[group + r] > of_tile) of_tile = chunk.last[group + r];
+    }
+    // Calls tile(RowCount<n>, row, first, end) for every block of keys and tile that sees it.
+    const auto each_block = [&](auto tile) {
+      for (int first = begin; first < chunk.end;) {
+        const int block_end = (first / kKeyBlock + 1) * kKeyBlock;
+        for_tiles(rows, [&](auto count, int row) {
+          const int seen = last[row / kRowTile];
+          const int end = seen < block_end ? seen : block_end;
+          if (first < end) tile(count, group + row, first, end);
+        });
+        first = block_end;
+      }
+    };
+    each_block([&](auto count, int row, int first, int end) {
+      score_block<count.value>(chunk, row, first, end);
+    });
+    finish_rows(chunk, group, rows, [&] {
+      each_block([&](auto count, int row, int first, int end) {
+        weigh_shared<count.value>(chunk, PairedValues{chunk}, row, first, end);
+      });
+    });
+  }
 }
 
 template <CacheKind kind>

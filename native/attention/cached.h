@@ -102,20 +102,27 @@ inline void for_tiles(int rows, Tile tile) {
 }
 
 inline void merge_parts(const Running& total, const Running& later, int rows, int stride) {
-  for (int r = 0; r < rows; ++r) {
-    if (later.sum[r] == 0.0f) continue;
-    const float before = total.maximum[r];
-    const float now = before > later.maximum[r] ? before : later.maximum[r];
-    float factors[kLanes] = {before - now, later.maximum[r] - now};
-    store(factors, exp_lanes(load(factors)));
-    total.maximum[r] = now;
-    total.sum[r] = total.sum[r] * factors[0] + later.sum[r] * factors[1];
-    const Lanes old_factor = broadcast(factors[0]), new_factor = broadcast(factors[1]);
-    float* mine = total.accumulator + static_cast<int64_t>(r) * stride;
-    const float* other = later.accumulator + static_cast<int64_t>(r) * stride;
-    for (int d = 0; d < stride; d += kLanes) {
-      const Lanes added = multiply(load(other + d), new_factor);
-      store(mine + d, multiply_add(load(mine + d), old_factor, added));
+  for (int row = 0; row < rows; row += kLanes) {
+    const int count = rows - row < kLanes ? rows - row : kLanes;
+    const Lanes before = load_part(total.maximum + row, count);
+    const Lanes after = load_part(later.maximum + row, count);
+    const Lanes now = maximum(before, after);
+    float maxima[kLanes], old_factors[kLanes], new_factors[kLanes];
+    store(maxima, now);
+    store(old_factors, exp_lanes(subtract(before, now)));
+    store(new_factors, exp_lanes(subtract(after, now)));
+    for (int i = 0; i < count; ++i) {
+      const int r = row + i;
+      if (later.sum[r] == 0.0f) continue;  // not even the sign of a zero depends on its neighbours
+      total.maximum[r] = maxima[i];
+      total.sum[r] = total.sum[r] * old_factors[i] + later.sum[r] * new_factors[i];
+      const Lanes old_factor = broadcast(old_factors[i]), new_factor = broadcast(new_factors[i]);
+      float* mine = total.accumulator + static_cast<int64_t>(r) * stride;
+      const float* other = later.accumulator + static_cast<int64_t>(r) * stride;
+      for (int d = 0; d < stride; d += kLanes) {
+        const Lanes added = multiply(load(other + d), new_factor);
+        store(mine + d, multiply_add(load(mine + d), old_factor, added));
+      }
     }
   }
 }

@@ -10,6 +10,7 @@
 // cache.
 #include <stdio.h>
 #include <stdlib.h>
+#include <time.h>
 
 #include <algorithm>
 #include <chrono>
@@ -29,8 +30,15 @@ namespace {
 constexpr int kPageSize = 16;
 constexpr size_t kCaches = size_t{128} << 20;  // bytes that take turns
 
+// Of a single thread the time on its CPU, so that what else the machine does matters less.
 double now() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+  if (thread_count() > 1) {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch())
+        .count();
+  }
+  timespec time;
+  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time);
+  return static_cast<double>(time.tv_sec) + 1e-9 * static_cast<double>(time.tv_nsec);
 }
 
 template <typename Work>
@@ -117,16 +125,18 @@ void measure(const Limits& limits, const Kind& kind, const Shape& shape, int seq
     attend(task);
   });
   const double scale_bytes = kind.kind == CacheKind::int8 ? 4 : 0;
-  const double read = 2.0 * sequences * length * shape.kv_heads *
-                      (shape.D * element_size(kind.kind) + scale_bytes);
+  const double read =
+      2.0 * sequences * length * shape.kv_heads * (shape.D * element_size(kind.kind) + scale_bytes);
   const double macs =
       2.0 * sequences * shape.heads * shape.D * (double{1} * rows * past + 0.5 * rows * (rows + 1));
   const bool narrow = kind.kind != CacheKind::f32 && kind.kind != CacheKind::f16;
   const double peak = narrow && limits.bf16 > 0 ? limits.bf16 : limits.f32;
   const double limit = std::max(read / limits.read, peak > 0 ? macs / peak : 0);
-  printf("%2d/%d heads of %3d, %-4s  %2d x (past %4d, rows %4d)  %9.1f us  %5.1f GB/s %6.1f GMAC/s  share %3.0f %%\n",
-         shape.heads, shape.kv_heads, shape.D, kind.name, sequences, past, rows, seconds * 1e6,
-         read / seconds * 1e-9, macs / seconds * 1e-9, 100 * limit / seconds);
+  printf(
+      "%2d/%d heads of %3d, %-4s  %2d x (past %4d, rows %4d)  %9.1f us  %5.1f GB/s %6.1f GMAC/s  "
+      "share %3.0f %%\n",
+      shape.heads, shape.kv_heads, shape.D, kind.name, sequences, past, rows, seconds * 1e6,
+      read / seconds * 1e-9, macs / seconds * 1e-9, 100 * limit / seconds);
   fflush(stdout);
 }
 
@@ -135,17 +145,19 @@ void measure_elementwise(const Limits& limits, int64_t T, int64_t H) {
   const int64_t count = T * H, turns = std::max<int64_t>(1, (int64_t{8} << 20) / count);
   const Buffer x(count * turns * 4), up(count * turns * 4), y(count * turns * 4);
   const std::vector<float> w(H, 1.0f);
-  const auto at = [&](const Buffer& buffer, int i) { return buffer.as<float>() + count * (i % turns); };
-  const double norm = best_time(100, [&](int i) {
-    rms_norm(at(x, i), w.data(), at(y, i), T, H, 1e-6f, 0);
-  });
+  const auto at = [&](const Buffer& buffer, int i) {
+    return buffer.as<float>() + count * (i % turns);
+  };
+  const double norm =
+      best_time(100, [&](int i) { rms_norm(at(x, i), w.data(), at(y, i), T, H, 1e-6f, 0); });
   const double silu = best_time(100, [&](int i) { silu_mul(at(x, i), at(up, i), at(y, i), T, H); });
   const auto share = [&](int arrays, double seconds) {
     return 100 * 4.0 * arrays * count / limits.read / seconds;
   };
-  printf("%4ld rows of %4ld  rms_norm %8.1f us, share %3.0f %%  silu_mul %8.1f us, share %3.0f %%\n",
-         static_cast<long>(T), static_cast<long>(H), norm * 1e6, share(2, norm), silu * 1e6,
-         share(3, silu));
+  printf(
+      "%4ld rows of %4ld  rms_norm %8.1f us, share %3.0f %%  silu_mul %8.1f us, share %3.0f %%\n",
+      static_cast<long>(T), static_cast<long>(H), norm * 1e6, share(2, norm), silu * 1e6,
+      share(3, silu));
   fflush(stdout);
 }
 

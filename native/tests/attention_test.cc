@@ -114,6 +114,7 @@ class Sequence {
   // query as the tier rounds it.
   double check(const std::vector<float>& out, int begin, int end, int window) const {
     const int group = shape_.heads / shape_.kv_heads, D = shape_.D;
+    const std::vector<double> k = stored(k_), v = stored(v_);
     double worst = 0;
     for (int t = begin; t < end; ++t) {
       for (int h = 0; h < shape_.heads; ++h) {
@@ -128,7 +129,8 @@ class Sequence {
           double score = 0, size = 0;
           for (int d = 0; d < D; ++d) {
             const float scaled = rounds ? from_bf16(to_bf16(q[d] * q_scale)) : q[d] * q_scale;
-            const double product = double(scaled) * kScale / q_scale * stored(k_, j, h / group, d);
+            const double product = double(scaled) * kScale / q_scale *
+                                   k[(size_t(j) * shape_.kv_heads + h / group) * D + d];
             score += product;
             size += fabs(product);
           }
@@ -144,7 +146,8 @@ class Sequence {
         for (int d = 0; d < D; ++d) {
           double expected = 0, size = 0;
           for (int j = first; j <= t; ++j) {
-            const double part = scores[j - first] / sum * stored(v_, j, h / group, d);
+            const double part =
+                scores[j - first] / sum * v[(size_t(j) * shape_.kv_heads + h / group) * D + d];
             expected += part;
             size += fabs(part);
           }
@@ -160,12 +163,19 @@ class Sequence {
  private:
   bool scaled() const { return element_size(shape_.kind) == 1; }
 
-  double stored(const std::vector<float>& x, int j, int kv_head, int d) const {
-    const float* row = x.data() + (size_t(j) * shape_.kv_heads + kv_head) * shape_.D;
-    if (shape_.kind != CacheKind::int8) return rounded(shape_.kind, row[d], key_scale_[kv_head]);
-    float largest = 0;
-    for (int i = 0; i < shape_.D; ++i) largest = fmaxf(largest, fabsf(row[i]));
-    return rounded(CacheKind::int8, row[d], largest / 127);
+  // [length][kv_heads][D] as the cache holds them.
+  std::vector<double> stored(const std::vector<float>& x) const {
+    std::vector<double> all;
+    for (size_t row = 0; row < x.size(); row += shape_.D) {
+      float scale = key_scale_[row / shape_.D % shape_.kv_heads];
+      if (shape_.kind == CacheKind::int8) {
+        float largest = 0;
+        for (int d = 0; d < shape_.D; ++d) largest = fmaxf(largest, fabsf(x[row + d]));
+        scale = largest / 127;
+      }
+      for (int d = 0; d < shape_.D; ++d) all.push_back(rounded(shape_.kind, x[row + d], scale));
+    }
+    return all;
   }
 
   void append() {
