@@ -15,7 +15,7 @@ namespace {
 
 // Rows of one kv head that share a reading of the cache: its conversion to f32 is then a small part
 // of the work, and rows, keys and values of a block stay in the second-level cache.
-constexpr int kRowsPerItem = 64;
+constexpr int kRowsPerItem = 128;
 
 // Below these amounts of work (multiply-adds; channels), which take a core some 8 us, waking the
 // pool costs more than it saves.

@@ -75,15 +75,16 @@ template <CacheKind kind, typename Use>
 FEWBITS_INLINE void each_pair_column(const AttendChunk& chunk, int group, Use use) {
   constexpr int kBytes = element_size(kind);
   constexpr int kPairs = 2 / kBytes;  // of channels in 32 bits
+  const void* const* keys = chunk.keys + group;
+  const int D = chunk.D, stride = chunk.stride;
   prefetch_keys<kind>(chunk, group);
-  for (int d = 0; d < chunk.stride; d += 64 / kBytes) {
+  for (int d = 0; d < stride; d += 64 / kBytes) {
     Lanes tile[kLanes];
     for (int i = 0; i < kLanes; ++i) {
-      tile[i] = load_bytes(static_cast<const char*>(chunk.keys[group + i]) + d * kBytes,
-                           (chunk.D - d) * kBytes);
+      tile[i] = load_bytes(static_cast<const char*>(keys[i]) + d * kBytes, (D - d) * kBytes);
     }
     transpose(tile);
-    const int left = (chunk.stride - d) * kBytes / 4;
+    const int left = (stride - d) * kBytes / 4;
     // Unrolled, it keeps the tile in registers.
 #pragma GCC unroll 16
     for (int c = 0; c < kLanes; ++c) {
@@ -246,22 +247,22 @@ struct PairedValues {
 // Pairs of values out of the cache. `end`: beside the last of an odd number of positions its own.
 template <CacheKind kind>
 struct CachedValues {
-  const AttendChunk& chunk;
-  int end;
+  const void* const* rows;
+  int D, end;
 
   template <int Vectors>
   FEWBITS_INLINE void load(int pair, int d, Pairs* values) const {
     constexpr int kBytes = element_size(kind);
     constexpr int kTile = 64 / kBytes;
     const int j = 2 * pair;
-    const char* even = static_cast<const char*>(chunk.values[j]);
-    const char* odd = static_cast<const char*>(chunk.values[j + 1 < end ? j + 1 : j]);
+    const char* even = static_cast<const char*>(rows[j]);
+    const char* odd = static_cast<const char*>(rows[j + 1 < end ? j + 1 : j]);
     if (d == 0) {
-      prefetch_row(chunk.values[j + kLookAhead], chunk.D * kBytes);
-      prefetch_row(chunk.values[j + 1 + kLookAhead], chunk.D * kBytes);
+      prefetch_row(rows[j + kLookAhead], D * kBytes);
+      prefetch_row(rows[j + 1 + kLookAhead], D * kBytes);
     }
     for (int v = 0; v < Vectors; v += kTile / kLanes) {
-      const int first = d + v * kLanes, bytes = (chunk.D - first) * kBytes;
+      const int first = d + v * kLanes, bytes = (D - first) * kBytes;
       const Pairs a = _mm512_castps_si512(load_bytes(even + first * kBytes, bytes));
       const Pairs b = _mm512_castps_si512(load_bytes(odd + first * kBytes, bytes));
       Pairs pairs[kTile / kLanes];
@@ -273,14 +274,15 @@ struct CachedValues {
 
 template <CacheKind kind>
 void pair_values(const AttendChunk& chunk) {
-  const CachedValues<kind> cached{chunk, chunk.end};
+  const CachedValues<kind> cached{chunk.values, chunk.D, chunk.end};
+  const int stride = chunk.stride;
   for (int pair = chunk.begin / 2; 2 * pair < chunk.end; ++pair) {
     uint32_t* target = value_pairs(chunk, pair);
-    for (int d = 0; d < chunk.stride; d += kWeighVectors * kLanes) {
+    for (int d = 0; d < stride; d += kWeighVectors * kLanes) {
       Pairs values[kWeighVectors];
       cached.template load<kWeighVectors>(pair, d, values);
       for (int v = 0; v < kWeighVectors; ++v) {
-        if (d + v * kLanes < chunk.stride) _mm512_store_si512(target + d + v * kLanes, values[v]);
+        if (d + v * kLanes < stride) _mm512_store_si512(target + d + v * kLanes, values[v]);
       }
     }
   }
@@ -390,7 +392,7 @@ template <CacheKind kind, int Rows>
 void attend_few_pairs(const AttendChunk& chunk) {
   score_few<kind, Rows>(chunk);
   finish_rows(chunk, 0, Rows, [&] {
-    const CachedValues<kind> values{chunk, chunk.end};
+    const CachedValues<kind> values{chunk.values, chunk.D, chunk.end};
     weigh_shared<Rows>(chunk, values, 0, chunk.begin / 2 * 2, chunk.end);
   });
 }
