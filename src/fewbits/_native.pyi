@@ -132,8 +132,8 @@ def rope_and_append(
     """Norm and rotate q in place and k; store k and v in the cache at their slots.
 
     q float32 [T, heads * D], k and v [T, kv_heads * D], cos and sin [T, rotary_dim / 2], norms [D], slots int64 [T],
-    caches [pages, kv_heads, page_size, D] of cache_kind "f32", "bf16", "f16" or "fp8", scales float32 [kv_heads] for
-    fp8. ValueError where sizes can't be.
+    caches [pages, kv_heads, page_size, D] of cache_kind "f32", "bf16", "f16", "fp8" or "int8"; scales float32
+    [kv_heads] for fp8, [pages, kv_heads, page_size] for int8, which are stored here too. ValueError where sizes can't be.
     """
 
 def attend(
