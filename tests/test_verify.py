@@ -88,7 +88,11 @@ def test_what_real_tools_wrote_passes(name: str) -> None:
     assert found.first_problem is None and found.not_run is None
     assert found.logits is not None and found.logits.tokens == 24
     assert found.logits.argmax_agreement >= 0.8
-    assert found.logits.relative_difference is not None and found.logits.relative_difference <= 0.02
+    # Where inputs are quantized, the last bit of a sum decides a code now and then, and all that follows is quantized
+    # otherwise: as far as rounding the reference's own inputs to bfloat16 takes it, which is what the bound is made of.
+    quantized = any(one.spec.act is not None for one in found.modules)
+    limit = found.logits.bound if quantized else 0.02
+    assert found.logits.relative_difference is not None and found.logits.relative_difference <= limit
     for one in found.modules:
         assert one.error is not None and one.bound is not None
         assert one.error <= one.bound < 0.01, one  # a share of |x| |w|: never more than bfloat16's rounding
