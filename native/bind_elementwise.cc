@@ -54,7 +54,8 @@ class Embedding {
       : codes_(codes), scale_(scale), zero_(zero) {
     const int index = index_of(kind);
     table_.kind = static_cast<EmbeddingKind>(index);
-    const bool integers = kind == "int4" || kind == "int8", nibbles = kind == "int4" || kind == "fp4";
+    const bool integers = kind == "int4" || kind == "int8",
+               nibbles = kind == "int4" || kind == "fp4";
     const bool bytes = nibbles || kind == "int8" || kind == "fp8";
     const nb::dlpack::dtype wanted = bytes           ? nb::dtype<uint8_t>()
                                      : kind == "f32" ? nb::dtype<float>()

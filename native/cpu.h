@@ -1,7 +1,8 @@
 // What this CPU and operating system can run, and the tier that all kernel families use.
 //
 // Tiers are ordered: a family without a file for the chosen tier takes the highest one below it
-// that its machines run, which is all but avx2_vnni. The environment variable FEWBITS_ISA forces a tier.
+// that its machines run, which is all but avx2_vnni. The environment variable FEWBITS_ISA forces a
+// tier.
 #pragma once
 
 #include <string>

@@ -33,8 +33,7 @@ uint16_t read_u16(const uint8_t* source) {
   return value;
 }
 
-constexpr float kE2m1[16] = {0,  0.5f,  1,  1.5f,  2,  3,  4,  6,
-                             -0.0f, -0.5f, -1, -1.5f, -2, -3, -4, -6};
+constexpr float kE2m1[16] = {0, 0.5f, 1, 1.5f, 2, 3, 4, 6, -0.0f, -0.5f, -1, -1.5f, -2, -3, -4, -6};
 
 // Column k of a row of codes.
 float read_code(EmbeddingKind kind, const uint8_t* codes, int64_t k) {

@@ -80,7 +80,8 @@ std::vector<Span> make_spans(const Product& product) {
   const PackedWeight& weight = *product.weight;
   const int64_t codes = codes_per_word(weight.kind());
   const int64_t words = (weight.K() + codes - 1) / codes;
-  const int64_t x_group = product.activation.group_size ? product.activation.group_size : weight.K();
+  const int64_t x_group =
+      product.activation.group_size ? product.activation.group_size : weight.K();
   std::vector<Span> spans;
   for (int64_t begin = 0; begin < words;) {
     const int64_t k = begin * codes;
@@ -110,9 +111,9 @@ void Gemm::add(std::shared_ptr<const Product> product) {
   };
   need(weight.K() == k_, "weights with " + std::to_string(k_) + " and " +
                              std::to_string(weight.K()) + " columns can't share x");
-  need(weight.first_missing_row() == weight.N(),
-       "row " + std::to_string(weight.first_missing_row()) +
-           " of a packed weight has not been filled");
+  need(weight.first_missing_row() == weight.N(), "row " +
+                                                     std::to_string(weight.first_missing_row()) +
+                                                     " of a packed weight has not been filled");
   const auto fits = [](const auto& values, int64_t length) {
     return values.empty() || static_cast<int64_t>(values.size()) == length;
   };

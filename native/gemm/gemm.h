@@ -28,8 +28,8 @@ class PackedWeight {
                bool shared, bool zero);
 
   // codes: [rows][code_row_bytes()], little-endian, nibbles low first; scale: [rows][groups] in the
-  // type of the scales; zero: [rows][groups], relative to the code that stands for 0. Null where the
-  // weight has none.
+  // type of the scales; zero: [rows][groups], relative to the code that stands for 0. Null where
+  // the weight has none.
   void fill(int64_t row_begin, int64_t rows, const uint8_t* codes, const void* scale,
             const int8_t* zero);
 
@@ -65,10 +65,10 @@ struct Product {
   std::shared_ptr<const PackedWeight> weight;
   std::vector<float> bias;  // [N] or empty
   Activation activation;
-  double multiplier = 1;            // of the whole product
-  std::vector<int32_t> order;       // [K] or empty: stored column j is column order[j] of x
-  std::vector<float> row_sums;      // [N] of the dequantized weight, without `multiplier`; where x
-                                    // may have zero points
+  double multiplier = 1;        // of the whole product
+  std::vector<int32_t> order;   // [K] or empty: stored column j is column order[j] of x
+  std::vector<float> row_sums;  // [N] of the dequantized weight, without `multiplier`; where x
+                                // may have zero points
 };
 
 // Several products that share x: one pass of the thread pool for all of them.

@@ -49,8 +49,7 @@ struct Floats : Vectors256 {
       const __m256i magnitude = _mm256_and_si256(_mm256_srli_epi32(top, 4), all);
       const __m256 value = _mm256_mul_ps(_mm256_castsi256_ps(magnitude), _mm256_set1_ps(0x1p120f));
       const __m256i nan = _mm256_cmpeq_epi32(magnitude, all);
-      return _mm256_or_ps(_mm256_or_ps(value, _mm256_castsi256_ps(nan)),
-                          _mm256_castsi256_ps(sign));
+      return _mm256_or_ps(_mm256_or_ps(value, _mm256_castsi256_ps(nan)), _mm256_castsi256_ps(sign));
     } else if constexpr (kind == WeightKind::bf16) {
       return _mm256_castsi256_ps(j == 0 ? _mm256_slli_epi32(word, 16)
                                         : _mm256_and_si256(word, _mm256_set1_epi32(-0x10000)));

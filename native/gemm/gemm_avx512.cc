@@ -37,7 +37,8 @@ struct Floats : Vectors512 {
       const __m512 values =
           kind == WeightKind::int4
               ? _mm512_setr_ps(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7)
-              : _mm512_setr_ps(0, 0.5f, 1, 1.5f, 2, 3, 4, 6, -0.0f, -0.5f, -1, -1.5f, -2, -3, -4, -6);
+              : _mm512_setr_ps(0, 0.5f, 1, 1.5f, 2, 3, 4, 6, -0.0f, -0.5f, -1, -1.5f, -2, -3, -4,
+                               -6);
       return _mm512_permutexvar_ps(_mm512_srli_epi32(word, 4 * j), values);
     } else if constexpr (kind == WeightKind::int8) {
       // A byte in the mantissa of 2^23 becomes a float by an exact subtraction.
@@ -50,13 +51,12 @@ struct Floats : Vectors512 {
       // Exponent and mantissa in place and an exact product, which gives subnormals their value.
       const __m512i magnitude =
           _mm512_and_si512(byte_at<j, 20>(word), _mm512_set1_epi32(0x07f00000));
-      const __m512 value =
-          _mm512_mul_ps(_mm512_castsi512_ps(magnitude), _mm512_set1_ps(0x1p120f));
+      const __m512 value = _mm512_mul_ps(_mm512_castsi512_ps(magnitude), _mm512_set1_ps(0x1p120f));
       const __mmask16 nan = _mm512_cmpeq_epi32_mask(magnitude, _mm512_set1_epi32(0x07f00000));
-      const __m512i bits = _mm512_ternarylogic_epi32(
-          byte_at<j, 24>(word), _mm512_set1_epi32(-0x7fffffff - 1), _mm512_castps_si512(value), kAndOr);
-      return _mm512_castsi512_ps(
-          _mm512_mask_mov_epi32(bits, nan, _mm512_set1_epi32(0x7fc00000)));
+      const __m512i bits =
+          _mm512_ternarylogic_epi32(byte_at<j, 24>(word), _mm512_set1_epi32(-0x7fffffff - 1),
+                                    _mm512_castps_si512(value), kAndOr);
+      return _mm512_castsi512_ps(_mm512_mask_mov_epi32(bits, nan, _mm512_set1_epi32(0x7fc00000)));
     } else if constexpr (kind == WeightKind::bf16) {
       return _mm512_castsi512_ps(j == 0 ? _mm512_slli_epi32(word, 16)
                                         : _mm512_and_si512(word, _mm512_set1_epi32(-0x10000)));

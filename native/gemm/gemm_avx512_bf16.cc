@@ -83,12 +83,13 @@ struct Bf16 : Vectors512 {
                                        kAndOr);
     } else if constexpr (kind == WeightKind::fp4) {
       // The permutation looks at five bits, of which the fifth belongs to the next code.
-      constexpr short kZero = 0, kHalf = 0x3f00, kOne = 0x3f80, kThreeHalves = 0x3fc0, kTwo = 0x4000,
-                      kThree = 0x4040, kFour = 0x4080, kSix = 0x40c0, kMinus = INT16_MIN;
-      const __m256i values = _mm256_setr_epi16(
-          kZero, kHalf, kOne, kThreeHalves, kTwo, kThree, kFour, kSix, kMinus | kZero,
-          kMinus | kHalf, kMinus | kOne, kMinus | kThreeHalves, kMinus | kTwo, kMinus | kThree,
-          kMinus | kFour, kMinus | kSix);
+      constexpr short kZero = 0, kHalf = 0x3f00, kOne = 0x3f80, kThreeHalves = 0x3fc0,
+                      kTwo = 0x4000, kThree = 0x4040, kFour = 0x4080, kSix = 0x40c0,
+                      kMinus = INT16_MIN;
+      const __m256i values =
+          _mm256_setr_epi16(kZero, kHalf, kOne, kThreeHalves, kTwo, kThree, kFour, kSix,
+                            kMinus | kZero, kMinus | kHalf, kMinus | kOne, kMinus | kThreeHalves,
+                            kMinus | kTwo, kMinus | kThree, kMinus | kFour, kMinus | kSix);
       return _mm512_permutexvar_epi16(_mm512_srli_epi32(word, 4 * p),
                                       _mm512_broadcast_i64x4(values));
     } else if constexpr (kind == WeightKind::fp8) {
@@ -102,7 +103,8 @@ struct Bf16 : Vectors512 {
       return pairs<p>(low, high);
     } else if constexpr (kind == WeightKind::int8) {
       // 128 + c is 0x4300 | c for the upper half of the codes; the lower half is looked up.
-      const __m512i flipped = _mm512_xor_si512(word, _mm512_set1_epi32(static_cast<int>(0x80808080)));
+      const __m512i flipped =
+          _mm512_xor_si512(word, _mm512_set1_epi32(static_cast<int>(0x80808080)));
       const __mmask64 lower = _mm512_movepi8_mask(flipped);
       const __m512i low = _mm512_mask2_permutex2var_epi8(_mm512_load_si512(kInt8.low), flipped,
                                                          lower, _mm512_load_si512(kInt8.low + 64));
@@ -142,11 +144,12 @@ struct Bf16Words {
   static float sum(const uint32_t* words, int64_t count) {
     __m512 sum = _mm512_setzero_ps();
     for (int64_t i = 0; i < count; i += 16) {
-      const __mmask16 valid = count - i >= 16 ? 0xffff : static_cast<__mmask16>((1 << (count - i)) - 1);
+      const __mmask16 valid =
+          count - i >= 16 ? 0xffff : static_cast<__mmask16>((1 << (count - i)) - 1);
       const __m512i pairs = _mm512_maskz_loadu_epi32(valid, words + i);
       sum = _mm512_add_ps(sum, _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16)));
-      sum = _mm512_add_ps(sum, _mm512_castsi512_ps(
-                                   _mm512_and_si512(pairs, _mm512_set1_epi32(-0x10000))));
+      sum = _mm512_add_ps(
+          sum, _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(-0x10000))));
     }
     return _mm512_reduce_add_ps(sum);
   }

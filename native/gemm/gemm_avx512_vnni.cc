@@ -13,17 +13,15 @@ struct Integers : Integers512 {
     if constexpr (kind == WeightKind::int8) return word;
     return _mm512_and_si512(_mm512_srli_epi32(word, 4 * step), _mm512_set1_epi32(0x0f0f0f0f));
   }
-  static Sum dot(Sum sum, Operand weight, Operand x) {
-    return _mm512_dpbusd_epi32(sum, weight, x);
-  }
+  static Sum dot(Sum sum, Operand weight, Operand x) { return _mm512_dpbusd_epi32(sum, weight, x); }
 };
 
 struct Words : Int8Words {
   template <int codes, int stride>
   static int64_t bulk(const float* x, int64_t K, uint32_t* values) {
-    const __m128i order =
-        codes == 8 ? _mm_setr_epi8(0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15)
-                   : _mm_setr_epi8(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    const __m128i order = codes == 8
+                              ? _mm_setr_epi8(0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15)
+                              : _mm_setr_epi8(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
     int64_t k = 0;
     for (; k + 16 <= K; k += 16) {
       const __m128i bytes = _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(_mm512_loadu_ps(x + k)));

@@ -131,23 +131,23 @@ enum class Quantizer {
 
 struct Activation {
   Quantizer quantizer = Quantizer::none;
-  int64_t group_size = 0;    // columns that share a scale; 0 where the whole row does
-  float scale = 1;           // static kinds
-  float zero = 0;            // int8_static_asymmetric
-  double global_scale = 1;   // nvfp4: a multiplier
+  int64_t group_size = 0;   // columns that share a scale; 0 where the whole row does
+  float scale = 1;          // static kinds
+  float zero = 0;           // int8_static_asymmetric
+  double global_scale = 1;  // nvfp4: a multiplier
   bool operator==(const Activation&) const = default;
 };
 
 // What a pass makes of its totals.
 struct GemmOutput {
-  float* y;       // row 0, column 0 of the panel
+  float* y;  // row 0, column 0 of the panel
   int64_t stride;
-  int64_t columns;         // of the panel that exist
-  const float* factor;     // [rows]: what totals are multiplied with
-  const float* row_zero;   // [rows] zero points of x, or null
+  int64_t columns;           // of the panel that exist
+  const float* factor;       // [rows]: what totals are multiplied with
+  const float* row_zero;     // [rows] zero points of x, or null
   const float* weight_sums;  // [64] sums of the dequantized weights' rows; read where row_zero is
-  const float* bias;       // [64] or null
-  bool add;                // to what y holds
+  const float* bias;         // [64] or null
+  bool add;                  // to what y holds
 };
 
 struct GemmKernel {

@@ -139,8 +139,13 @@ void PackedWeight::fill(int64_t row_begin, int64_t rows, const uint8_t* codes, c
     const uint8_t* codes;
     const uint8_t* scale;
     const int8_t* zero;
-  } job{this,  row_begin, row_begin + rows, row_begin / kPanelRows,
-        codes, static_cast<const uint8_t*>(scale), zero};
+  } job{this,
+        row_begin,
+        row_begin + rows,
+        row_begin / kPanelRows,
+        codes,
+        static_cast<const uint8_t*>(scale),
+        zero};
   const int64_t panel_end = (job.row_end + kPanelRows - 1) / kPanelRows;
   parallel_for(
       panel_end - job.first_panel,

@@ -182,7 +182,8 @@ static void multiply_rows(const Block& block, const GemmInput& in, int64_t rows,
 template <class Dot, WeightKind kind, int step = 0>
 FEWBITS_INLINE void decode_word(typename Dot::Words word, uint32_t* operands) {
   Dot::store_operand(operands + step * kPanelRows, Dot::template decode<kind, step>(word));
-  if constexpr (step + 1 < Dot::template steps<kind>) decode_word<Dot, kind, step + 1>(word, operands);
+  if constexpr (step + 1 < Dot::template steps<kind>)
+    decode_word<Dot, kind, step + 1>(word, operands);
 }
 
 template <class Dot, WeightKind kind>
@@ -196,8 +197,8 @@ static void panel(const GemmPanel& p, const GemmInput& in, int64_t rows, float* 
     const Span* const spans = p.list.spans;
     const int64_t word = spans[begin].word_begin, words = spans[end - 1].word_end - word;
     const int64_t group = spans[begin].group, groups = spans[end - 1].group + 1 - group;
-    Block block{spans + begin, spans + end, begin, p.words + word * kPanelRows, nullptr,
-                scales,        nullptr};
+    Block block{spans + begin, spans + end, begin,  p.words + word * kPanelRows,
+                nullptr,       scales,      nullptr};
     if (p.scale_kind == ScaleKind::f32 && !p.shared) {
       block.scale = static_cast<const float*>(p.scale) + group * kPanelRows;
     } else {
@@ -205,7 +206,8 @@ static void panel(const GemmPanel& p, const GemmInput& in, int64_t rows, float* 
     }
     if (p.zero) {
       for (int64_t i = 0; i < groups * kPanelRows; ++i) {
-        offsets[i] = static_cast<float>(p.zero[group * kPanelRows + i]) + Dot::template offset<kind>;
+        offsets[i] =
+            static_cast<float>(p.zero[group * kPanelRows + i]) + Dot::template offset<kind>;
       }
       block.offset = offsets;
     }

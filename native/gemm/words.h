@@ -49,8 +49,8 @@ inline int as_integer(float value) { return value == value ? static_cast<int>(va
 struct Int16Words : WordByWord {
   template <int stride>
   static uint32_t word(const float* x) {
-    return static_cast<uint16_t>(as_integer(x[0])) |
-           static_cast<uint32_t>(as_integer(x[stride])) << 16;
+    return static_cast<uint16_t>(as_integer(x[0])) | static_cast<uint32_t>(as_integer(x[stride]))
+                                                         << 16;
   }
   static float sum(const uint32_t* words, int64_t count) {
     int32_t sum = 0;

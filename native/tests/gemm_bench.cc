@@ -77,19 +77,28 @@ const Scheme kSchemes[] = {
     {"f32", WeightKind::f32, 0, ScaleKind::none, false, {}, false},
     {"w8a8", WeightKind::int8, 0, ScaleKind::bf16, false, {Quantizer::int8_token}, true},
     {"w4a8 g128", WeightKind::int4, 128, ScaleKind::bf16, false, {Quantizer::int8_token}, true},
-    {"w4a8 g128 x128", WeightKind::int4, 128, ScaleKind::bf16, false, {Quantizer::int8_group, 128}, true},
+    {"w4a8 g128 x128",
+     WeightKind::int4,
+     128,
+     ScaleKind::bf16,
+     false,
+     {Quantizer::int8_group, 128},
+     true},
     {"nvfp4 a4", WeightKind::fp4, 16, ScaleKind::e4m3, false, {Quantizer::nvfp4, 16}, false},
 };
 
 std::shared_ptr<Product> random_product(const Scheme& scheme, int64_t N, int64_t K) {
   const int64_t group = scheme.group_size ? scheme.group_size : K;
-  auto weight = std::make_shared<PackedWeight>(scheme.kind, N, K, group, scheme.scale, false, scheme.zero);
+  auto weight =
+      std::make_shared<PackedWeight>(scheme.kind, N, K, group, scheme.scale, false, scheme.zero);
   std::vector<uint8_t> codes(N * weight->code_row_bytes());
   const bool wide = scheme.kind == WeightKind::bf16 || scheme.kind == WeightKind::f32;
   uint32_t state = 1;
   // 0x3c keeps every wide float finite and normal, 0xbf every byte of fp8.
   for (uint8_t& code : codes)
-    code = (state = state * 1664525 + 1013904223) >> 24 & (wide ? 0x3c : scheme.kind == WeightKind::fp8 ? 0xbf : 0xff);
+    code = (state = state * 1664525 + 1013904223) >> 24 & (wide                             ? 0x3c
+                                                           : scheme.kind == WeightKind::fp8 ? 0xbf
+                                                                                            : 0xff);
   const std::vector<uint8_t> scale(N * weight->groups() * 4, 0x3c);
   const std::vector<int8_t> zero(N * weight->groups(), 3);
   weight->fill(0, N, codes.data(), scheme.scale == ScaleKind::none ? nullptr : scale.data(),
@@ -112,7 +121,8 @@ void measure(const Scheme& scheme, int64_t N, int64_t K, double read, double pea
   size_t next = 0;
   for (const int64_t M : {1, 2, 4, 8, 16, 64, 512}) {
     std::vector<float> x(M * K);
-    for (size_t i = 0; i < x.size(); ++i) x[i] = static_cast<float>(static_cast<int>(i * 7919 % 255) - 127) / 64;
+    for (size_t i = 0; i < x.size(); ++i)
+      x[i] = static_cast<float>(static_cast<int>(i * 7919 % 255) - 127) / 64;
     std::vector<float> y(M * N);
     float* out = y.data();
     const double seconds =
