@@ -261,28 +261,31 @@ void test_bias_and_residual() {
   }
 }
 
-// Products of several kinds, groups and activations in one call: each as it is alone.
+const Activation kFewActivations[] = {{}, {Quantizer::int8_token}, {Quantizer::mxfp8, 32}};
+
+// Products of all kinds in one call, some of which take x alike: each as it is alone.
 void test_fused() {
   Random random(7);
-  constexpr int K = 640, M = 5;
+  constexpr int K = 256, M = 5;
   std::vector<std::shared_ptr<const Product>> products;
   std::vector<std::vector<float>> together, alone;
   Rows rows(M, K, 1);
   rows.fill_x(random);
   int N = 9;
   for (const WeightKind kind : kKinds) {
-    for (const Activation& activation : kActivations) {
-      const bool zero = kind == WeightKind::int4 && random.below(2);
-      const int groups[] = {32, 128, 0};
-      const int group = groups[random.below(3)];
-      const WeightCase weight(kind, ScaleKind::f32, false, zero, N, K, group, random);
-      const bool ordered = random.below(2);
-      products.push_back(make_product(weight, activation, ordered, false, random));
-      together.emplace_back(M * N);
-      alone.emplace_back(M * N);
-      float* const y = alone.back().data();
-      Gemm({products.back()}).run(rows.x(), M, &y, false);
-      N = N % 150 + 31;
+    const bool integer = kind == WeightKind::int4 || kind == WeightKind::int8;
+    for (const Activation& activation : kFewActivations) {
+      for (int flags = 0; flags < 8; ++flags) {
+        const bool zero = integer && flags & 1, ordered = flags & 2;
+        const int group = flags & 4 ? 32 : 0;
+        const WeightCase weight(kind, ScaleKind::f32, false, zero, N, K, group, random);
+        products.push_back(make_product(weight, activation, ordered, false, random));
+        together.emplace_back(M * N);
+        alone.emplace_back(M * N);
+        float* const y = alone.back().data();
+        Gemm({products.back()}).run(rows.x(), M, &y, false);
+        N = N % 70 + 13;
+      }
     }
   }
   std::vector<float*> y;
