@@ -88,7 +88,10 @@ def test_what_real_tools_wrote_passes(name: str) -> None:
     assert found.first_problem is None and found.not_run is None
     assert found.logits is not None and found.logits.tokens == 24
     assert found.logits.argmax_agreement >= 0.8
-    assert found.logits.relative_difference is not None and found.logits.relative_difference <= 0.02
+    assert found.logits.relative_difference is not None
+    # Attention in bfloat16 makes steps to the next code of quantized activations; their worth is the bound's.
+    rounds = _native.tier() == "avx512_bf16"
+    assert found.logits.relative_difference <= (found.logits.bound if rounds else 0.02)
     for one in found.modules:
         assert one.error is not None and one.bound is not None
         assert one.error <= one.bound < 0.01, one  # a share of |x| |w|: never more than bfloat16's rounding

@@ -60,6 +60,7 @@ def _run_options(parser: argparse.ArgumentParser) -> None:
         help="where options aren't given: their defaults, or what generation_config.json says (options)",
     )
     _engine(parser)
+    _kv_dtype(parser)
     parser.add_argument(
         "--logits", metavar="OUT.npy", help="also write the prompt's logits, float32 [tokens, head rows]"
     )
@@ -81,6 +82,7 @@ def _verify_options(parser: argparse.ArgumentParser) -> None:
 def _bench_options(parser: argparse.ArgumentParser) -> None:
     _checkpoint(parser)
     _engine(parser)
+    _kv_dtype(parser)
     parser.add_argument("--repeats", type=int, default=5, metavar="N", help="of every case; figures are medians (5)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
@@ -96,6 +98,14 @@ def _checkpoint(parser: argparse.ArgumentParser, **options: Any) -> None:
 
 def _threads(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, metavar="N", help="native threads (one per CPU)")
+
+
+def _kv_dtype(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--kv-dtype",
+        choices=("f32", "bf16", "f16", "int8"),
+        help="how keys and values are kept; int8 has a scale for every token and head (what the checkpoint says)",
+    )
 
 
 def _engine(parser: argparse.ArgumentParser) -> None:

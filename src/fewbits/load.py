@@ -90,12 +90,14 @@ def load(
     progress: Progress | None = None,
     ops: Ops | None = None,
     threads: int = 1,
+    kv_dtype: CacheDtype | None = None,
 ) -> Loaded:
     """Plan a folder and load its model.
 
     `allow_reference` runs modules without a native kernel in NumPy. `ops` is the back end, the native one unless
     given; with the reference's, every module runs in the reference.
-    `threads` read and pack. Raises CheckpointError and PlanError.
+    `threads` read and pack. `kv_dtype` keeps the cache in another way than the checkpoint says; not "fp8", which takes
+    the checkpoint's scales. Raises CheckpointError and PlanError.
     """
     checkpoint = folder if isinstance(folder, Checkpoint) else open_checkpoint(folder)
     planned = plan(checkpoint, family_for(checkpoint.config))
@@ -124,7 +126,8 @@ def load(
                 done += stored_bytes(checkpoint, row)
                 if progress is not None:
                     progress(done, total)
-        cache_layers = planned.model.cache_layers(planned.cache_dtype, kv_scales(planned, reader))
+        scales = kv_scales(planned, reader) if kv_dtype is None else {}
+        cache_layers = planned.model.cache_layers(kv_dtype or planned.cache_dtype, scales)
     decoder = Decoder(planned.model, params, ops)
     return Loaded(checkpoint, planned, decoder, params, ops, cache_layers, notices)
 
