@@ -65,7 +65,7 @@ def distribution(logits: Array, params: SamplingParams) -> Array:
 
 
 def _kept(logits: Array, params: SamplingParams) -> tuple[Array | None, Array]:
-    """Adjusted logits [V] → the tokens that min-p and top-k leave, in order (None: all), and their probabilities."""
+    """Adjusted logits [V] → the tokens that stay, in order (None: all), and their probabilities."""
     scaled = logits / np.float32(params.temperature)
     lowest = -np.inf
     if params.min_p > 0.0:  # p >= min_p * p_max, before the exponential
@@ -75,8 +75,10 @@ def _kept(logits: Array, params: SamplingParams) -> tuple[Array | None, Array]:
     kept = None if lowest == -np.inf else np.flatnonzero(scaled >= lowest)
     p = _softmax(scaled if kept is None else scaled[kept])
     if params.top_p < 1.0:
-        p[~_top_p(p, params.top_p)] = 0.0
-        p /= p.sum()
+        stay = _top_p(p, params.top_p)
+        p[~stay] = 0.0
+        p = (p / p.sum())[stay]
+        kept = np.flatnonzero(stay) if kept is None else kept[stay]
     return kept, p
 
 
