@@ -14,7 +14,7 @@ from fewbits.checkpoint import Checkpoint, TensorReader, open_checkpoint
 from fewbits.checkpoint.collector import paused
 from fewbits.errors import CheckpointError, Notice, PlanError
 from fewbits.kernels import KERNELS, Kernel, Op, choose
-from fewbits.kernels.batch import CacheLayer
+from fewbits.kernels.batch import CacheDtype, CacheLayer
 from fewbits.kernels.cpu.ops import CpuOps
 from fewbits.kernels.ops import Ops
 from fewbits.models import family_for

@@ -54,9 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def load(
-    checkpoint: str, threads: int | None, allow_reference: bool, kv_dtype: CacheDtype | None = None
-) -> LLM:
+def load(checkpoint: str, threads: int | None, allow_reference: bool, kv_dtype: CacheDtype | None = None) -> LLM:
     """The model, with a bar where that takes long; the plan's warnings on stderr."""
     with LoadingBar("loading") as bar:
         llm = LLM(checkpoint, allow_reference=allow_reference, threads=threads, kv_dtype=kv_dtype, progress=bar)
