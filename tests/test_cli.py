@@ -114,6 +114,7 @@ def test_the_checkpoints_own_sampling_is_shown_and_used_when_asked_for(with_samp
         (("run", MODEL), "nothing to continue"),
         (("run", MODEL, "--prompt", "a", "--prompt-ids", "1"), "not allowed with"),
         (("run", MODEL, "--prompt-ids", "1,x"), "takes numbers"),
+        (("run", MODEL, "--prompt-ids", "1", "--kv-dtype", "fp8"), "invalid choice"),
         (("run", MODEL, "--prompt-ids", ""), "at least one"),
         (("run", MODEL, "--prompt-ids", "96"), "token 96"),
         (("run", MODEL, "--prompt-ids", "1", "--chat"), "--chat"),

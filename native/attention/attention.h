@@ -26,7 +26,7 @@
 //
 // Tiers with a bf16 dot product round queries (times the scales) and the softmax's exponentials to
 // bf16 where the cache's codes are exact in bf16; sums are float32. The sum of a row's exponentials
-// is that of the rounded ones.
+// is that of the rounded ones. The dot product takes subnormal numbers for zeros.
 #pragma once
 
 #include <stdint.h>

@@ -133,7 +133,8 @@ def rope_and_append(
 
     q float32 [T, heads * D], k and v [T, kv_heads * D], cos and sin [T, rotary_dim / 2], norms [D], slots int64 [T],
     caches [pages, kv_heads, page_size, D] of cache_kind "f32", "bf16", "f16", "fp8" or "int8"; scales float32
-    [kv_heads] for fp8, [pages, kv_heads, page_size] for int8, which are stored here too. ValueError where sizes can't be.
+    [kv_heads] for fp8, [pages, kv_heads, page_size] for int8, which are stored
+    here too. ValueError where sizes can't be.
     """
 
 def attend(

@@ -109,9 +109,18 @@ def _activations(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _kv_dtype(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--kv-dtype",
+        choices=("f32", "bf16", "f16", "int8"),
+        help="how keys and values are kept; int8 has a scale for every token and head (what the checkpoint says)",
+    )
+
+
 def _engine(parser: argparse.ArgumentParser) -> None:
     _threads(parser)
     _activations(parser)
+    _kv_dtype(parser)
     parser.add_argument(
         "--allow-reference",
         action="store_true",

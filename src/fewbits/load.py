@@ -14,7 +14,7 @@ from fewbits.checkpoint import Checkpoint, TensorReader, open_checkpoint
 from fewbits.checkpoint.collector import paused
 from fewbits.errors import CheckpointError, Notice, PlanError
 from fewbits.kernels import KERNELS, Kernel, Op, choose
-from fewbits.kernels.batch import CacheLayer
+from fewbits.kernels.batch import CacheDtype, CacheLayer
 from fewbits.kernels.cpu.ops import CpuOps
 from fewbits.kernels.ops import Ops
 from fewbits.models import family_for
@@ -95,13 +95,15 @@ def load(
     ops: Ops | None = None,
     threads: int = 1,
     activations: Activations = "stored",
+    kv_dtype: CacheDtype | None = None,
 ) -> Loaded:
     """Plan a folder and load its model.
 
     `allow_reference` runs modules without a native kernel in NumPy. `ops` is the back end, the native one unless
     given; with the reference's, every module runs in the reference.
-    `threads` read and pack. `activations` "int8" quantizes the inputs of integer weights, a deviation from the
-    checkpoint that the plan names. Raises CheckpointError and PlanError.
+    `threads` read and pack. `activations` "int8" quantizes the inputs of integer weights, and `kv_dtype` keeps the cache
+    in another way than the checkpoint says (not "fp8", which takes the checkpoint's scales): deviations that are asked
+    for. Raises CheckpointError and PlanError.
     """
     checkpoint = folder if isinstance(folder, Checkpoint) else open_checkpoint(folder)
     planned = plan(checkpoint, family_for(checkpoint.config), activations)
@@ -130,7 +132,8 @@ def load(
                 done += stored_bytes(checkpoint, row)
                 if progress is not None:
                     progress(done, total)
-        cache_layers = planned.model.cache_layers(planned.cache_dtype, kv_scales(planned, reader))
+        scales = kv_scales(planned, reader) if kv_dtype is None else {}
+        cache_layers = planned.model.cache_layers(kv_dtype or planned.cache_dtype, scales)
     decoder = Decoder(planned.model, params, ops)
     return Loaded(checkpoint, planned, decoder, params, ops, cache_layers, notices)
 

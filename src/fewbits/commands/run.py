@@ -12,6 +12,7 @@ from fewbits.commands.progress import LoadingBar, say
 from fewbits.engine.llm import LLM
 from fewbits.engine.request import Result, SamplingParams
 from fewbits.errors import UsageError
+from fewbits.kernels.batch import CacheDtype
 
 _OPTIONS = (
     "max_tokens",
@@ -60,6 +61,7 @@ def load(arguments: argparse.Namespace) -> LLM:
             arguments.checkpoint,
             allow_reference=arguments.allow_reference,
             activations=arguments.activations,
+            kv_dtype=arguments.kv_dtype,
             threads=arguments.threads,
             progress=bar,
         )

@@ -201,6 +201,7 @@ class KVCache:
         for layer in self.layers:
             layer.keys, layer.values = _grown(layer.keys, pages), _grown(layer.values, pages)
             if layer.dtype == "int8":
+                assert layer.k_scale is not None and layer.v_scale is not None
                 layer.k_scale, layer.v_scale = _grown(layer.k_scale, pages), _grown(layer.v_scale, pages)
             layer.generation += 1
         self._free = list(range(pages - 1, self._pages - 1, -1)) + self._free

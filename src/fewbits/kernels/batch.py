@@ -46,7 +46,8 @@ class CacheLayer:
     """What one attention layer keeps: per token `heads` keys and values of `width` numbers.
 
     `window` is how far back the layer looks (0: everything). `k_scale`, `v_scale` are set for fp8: one
-    multiplier per head; int8 has one per token and head, which the cache computes and keeps. Layers that are equal but for their scales form a group of the cache.
+    multiplier per head; int8 has one per token and head, which the cache computes and keeps. Layers that are
+    equal but for their scales form a group of the cache.
     """
 
     heads: int

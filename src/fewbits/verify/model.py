@@ -31,9 +31,10 @@ Array = NDArray[Any]
 TOKENS = 24
 
 # The tolerance of the logits. A product of unquantized activations may round its input to bfloat16; the second copy
-# of the tokens does, so its logits show what that is worth in this model. The AVX-512 BF16 kernels differ from the
-# reference by up to 1.02 of that on the test fixtures and the example, the others, which don't round x, by 1e-5 to
-# 0.05 of it; a kernel that rounds at other places is another draw of the same noise, hence the factor.
+# of the tokens does, so its logits show what that is worth in this model. The AVX-512 BF16 kernels, whose attention
+# rounds queries and exponentials too, differ from the reference by up to 1.21 of that on the test fixtures, the others,
+# which round neither, by 1e-5 to 0.05 of it; a kernel that rounds at other places is another draw of the same noise,
+# hence the factor.
 # A product of quantized activations rounds nothing but sums, yet a difference in the last bit of float32 may move an
 # input over the border to the next code, and one such step brings others with it in the layers above: on the fixtures
 # one step moved the logits by up to 0.4 of what bfloat16 does, which makes many of them. So the second copy

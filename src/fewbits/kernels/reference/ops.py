@@ -148,7 +148,7 @@ def _quantized(x: Array) -> tuple[Array, Array]:
 
     A scale is max |x| / 127, 0 where that would be subnormal, and NaN where a number isn't finite.
     """
-    finite = np.isfinite(x).all(axis=2)
+    finite = np.asarray(np.isfinite(x).all(axis=2))
     wide = np.where(finite[..., np.newaxis], x, np.float32(0))
     scale = np.abs(wide).max(axis=2) / np.float32(127)
     scale[scale < np.finfo(np.float32).tiny] = 0
