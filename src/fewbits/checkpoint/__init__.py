@@ -9,7 +9,6 @@ import os
 import stat
 from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import repeat
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -138,7 +137,9 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
         )
 
     paths = [folder / name for name in names]
-    tensors: dict[str, TensorInfo] = {}
+    # Tensor → its file by the index, or what the header says of it once that file was read. One table for both: a
+    # million names enter it once.
+    tensors: dict[str, Any] = weight_map or {}
     without_data, with_data, unlisted = [], [], []
     for file, path in enumerate(paths):
         found, header_only = read_header(path, file)
@@ -146,41 +147,31 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
             without_data.append(path.name)
         elif any(info.nbytes for info in found.values()):
             with_data.append(path.name)
-        new = [*found] if weight_map is None else _take(weight_map, found, path.name)
-        if not tensors.keys().isdisjoint(new):
-            twice = min(tensors.keys() & {*new})
-            other = paths[tensors[twice].file].name
-            raise CheckpointError("tensor-twice", f"is in {other} and in {path.name}", module=twice)
-        if weight_map is not None:
-            unlisted += new
+        before = list(map(tensors.get, found))
+        if set(before) != {path.name}:
+            for name, other in zip(found, before, strict=True):
+                if isinstance(other, TensorInfo):
+                    text = f"is in {paths[other.file].name} and in {path.name}"
+                    raise CheckpointError("tensor-twice", text, module=name)
+                if other is None:
+                    unlisted.append(name)
+                elif other != path.name:
+                    raise _misplaced(name, other)
         tensors.update(found)
     if without_data and with_data:
         raise CheckpointError(
             "file-size", f"has a header but no data, while {with_data[0]} has data", module=without_data[0]
         )
 
+    missing = [name for name, info in tensors.items() if type(info) is str]
+    if missing:
+        raise _misplaced(min(missing), tensors[min(missing)])
     checkpoint = Checkpoint(folder, config, tensors, paths, bool(without_data))
-    if weight_map:
-        name = min(weight_map)
-        raise _misplaced(name, weight_map[name])
-    if unlisted:
+    if unlisted and weight_map is not None:
         text = f"{len(unlisted)} tensors of the files are not in the index, the first is {min(unlisted)}"
         checkpoint.notices.append(Notice("index-incomplete", "", text))
     checkpoint.generation_config = checkpoint.json("generation_config.json") or {}
     return checkpoint
-
-
-def _take(weight_map: dict[str, str], found: dict[str, TensorInfo], file: str) -> list[str]:
-    """Take the tensors of a file out of the index's map, which must put them there; what is left in the end is missing.
-    Returns those that it doesn't list, or no longer: another file has them too.
-    """
-    listed = list(map(weight_map.pop, found, repeat(None)))
-    if set(listed) == {file}:
-        return []
-    for name, other in zip(found, listed, strict=True):
-        if other not in (file, None):
-            raise _misplaced(name, other)
-    return [name for name, other in zip(found, listed, strict=True) if other is None]
 
 
 def _misplaced(name: str, file: str) -> CheckpointError:

@@ -26,12 +26,12 @@ def group(tensors: Mapping[str, TensorInfo]) -> tuple[Modules, list[str]]:
     loose = []
     for name, info in tensors.items():
         module, _, suffix = name.rpartition(".")
-        if suffix in _SPARSE:
+        if suffix not in _SUFFIXES:
             owner, _, whole = module.rpartition(".")
-            if owner and (whole in _SUFFIXES or whole in _SPARSE):
+            if suffix in _SPARSE and owner and (whole in _SUFFIXES or whole in _SPARSE):
                 module, suffix = owner, f"{whole}.{suffix}"
-        elif suffix not in _SUFFIXES:
-            module = ""
+            elif suffix not in _SPARSE:
+                module = ""
         if module:
             stored = modules.get(module)
             if stored is None:

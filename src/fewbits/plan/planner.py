@@ -99,11 +99,11 @@ class _Planner:
                 self._module(name, need, kind, stored)
         for name in loose:
             self._loose(name)
-        rows = {row.name: row for row in plan.rows}
-        for need in self.needs.values():
-            if need.name not in rows:
-                self._missing(need, rows)
         if self.needs:
+            rows = {row.name: row for row in plan.rows}
+            for need in self.needs.values():
+                if need.name not in rows:
+                    self._missing(need, rows)
             order = {name: place for place, name in enumerate(self.needs)}
             plan.rows.sort(key=lambda row: order.get(row.name, len(order)))
         kv_cache.show_scales(plan, scales)
@@ -114,7 +114,7 @@ class _Planner:
             unused = f"{len(plan.leftover_tensors)} tensors belong to no module, the first is {first}"
             self.warnings.add("tensors-unclaimed", "", unused)
         self._report()
-        plan.nbytes = sum(info.end - info.begin for info in tensors.values())
+        plan.nbytes = sum(info.nbytes for info in tensors.values())
         plan.parameters = self._parameters()
         return plan
 

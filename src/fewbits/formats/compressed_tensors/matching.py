@@ -51,6 +51,7 @@ class Patterns:
     def __init__(self, patterns: Iterable[str], source: str) -> None:
         self.hits = dict.fromkeys(sorted(set(patterns)), 0)
         self._source = source
+        self._classes = {kind: [name for name in names if name in self.hits] for kind, names in _CLASSES.items()}
         self._regexes = []
         self._slow = 0.0
         began = time.thread_time()
@@ -66,15 +67,15 @@ class Patterns:
 
     def match(self, name: str, kind: ModuleKind) -> str | None:
         """The pattern that decides for this module, None where none matches."""
-        found = name if name in self.hits and not name.startswith("re:") else None
+        found = None
+        if name in self.hits and not name.startswith("re:"):
+            self.hits[name] += 1
+            found = name
         if self._regexes:
             found = self._match_regexes(name, found)
-        for class_name in _CLASSES[kind]:
-            if class_name in self.hits:
-                self.hits[class_name] += 1
-                found = found or class_name
-        if found is not None and found == name:
-            self.hits[found] += 1
+        for class_name in self._classes[kind]:
+            self.hits[class_name] += 1
+            found = found or class_name
         return found
 
     def _match_regexes(self, name: str, found: str | None) -> str | None:
