@@ -241,6 +241,10 @@ def main() -> None:
     parser.add_argument("--lock", type=Path, metavar="FILE", help="hold a flock on it while something is measured")
     parser.add_argument("--out", type=Path, default=RESULTS, metavar="DIR", help="(bench/results)")
     arguments = parser.parse_args()
+    if not (arguments.peers / "models" / SHAPE / "config.json").exists():
+        parser.error(
+            f"{arguments.peers} has no models/{SHAPE}; sh bench/peers/set_up.sh {arguments.peers} models makes it"
+        )
     threads = machine.prepare(arguments.threads)
     comparison = Comparison(arguments.peers, threads, arguments.repeats, Turns(arguments.lock))
     results, facts = arguments.out / "comparison.csv", arguments.out / "machine.csv"

