@@ -241,8 +241,11 @@ def main() -> None:
     parser.add_argument("--lock", type=Path, metavar="FILE", help="hold a flock on it while something is measured")
     parser.add_argument("--out", type=Path, default=RESULTS, metavar="DIR", help="(bench/results)")
     arguments = parser.parse_args()
+    peers = arguments.peers
+    if not (peers / "models" / SHAPE / "config.json").exists():
+        parser.error(f"{peers} has no models/{SHAPE}; sh bench/peers/set_up.sh {peers} models makes it")
     threads = machine.prepare(arguments.threads)
-    comparison = Comparison(arguments.peers, threads, arguments.repeats, Turns(arguments.lock))
+    comparison = Comparison(peers, threads, arguments.repeats, Turns(arguments.lock))
     results, facts = arguments.out / "comparison.csv", arguments.out / "machine.csv"
     for group in arguments.groups:
         chosen = [one for one in VARIANTS if one.group == group and one.program in arguments.programs]

