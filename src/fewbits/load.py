@@ -100,10 +100,9 @@ def load(
     """Plan a folder and load its model.
 
     `allow_reference` runs modules without a native kernel in NumPy. `ops` is the back end, the native one unless
-    given; with the reference's, every module runs in the reference.
-    `threads` read and pack. `activations` "int8" quantizes the inputs of integer weights, and `kv_dtype` keeps the cache
-    in another way than the checkpoint says (not "fp8", which takes the checkpoint's scales): deviations that are asked
-    for. Raises CheckpointError and PlanError.
+    given; with the reference's, every module runs in the reference. `threads` read and pack. `activations` "int8"
+    quantizes the inputs of integer weights, and `kv_dtype` keeps the cache in another way than the checkpoint says (not
+    "fp8", which takes the checkpoint's scales): deviations that are asked for. Raises CheckpointError and PlanError.
     """
     checkpoint = folder if isinstance(folder, Checkpoint) else open_checkpoint(folder)
     planned = plan(checkpoint, family_for(checkpoint.config), activations)

@@ -12,7 +12,6 @@ from fewbits.commands.progress import LoadingBar, say
 from fewbits.engine.llm import LLM
 from fewbits.engine.request import Result, SamplingParams
 from fewbits.errors import UsageError
-from fewbits.kernels.batch import CacheDtype
 
 _OPTIONS = (
     "max_tokens",
