@@ -9,6 +9,9 @@
 namespace fewbits {
 namespace {
 
+// Positions of a block of keys in scratch memory: [D][64], or [pairs of channels][64].
+constexpr int kKeyBlock = 64;
+
 template <CacheKind kind>
 struct CacheElement {
   using Type = uint16_t;

@@ -12,9 +12,6 @@
 namespace fewbits {
 namespace {
 
-// Keys in scratch memory: of 64 positions each, [D][64].
-constexpr int kKeyBlock = 64;
-
 // Calls use(d, column) for `count` channels from d on, in order; `column` holds that channel of 16
 // keys.
 template <CacheKind kind, typename Use>
