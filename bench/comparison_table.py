@@ -19,6 +19,8 @@ def by_variant(rows: Sequence[Result]) -> Variants:
 
 def tables(rows: Sequence[Result], facts: Sequence[Fact]) -> str:
     """Where it was measured; tokens a second, seconds to the first token; shares of the limit; what was skipped."""
+    if not rows:
+        return "There are no results yet: see below.\n"
     variants = by_variant(rows)
     measured = {key: cases for key, cases in variants.items() if "" not in cases}
     cases = [str(case) for case in CASES]
