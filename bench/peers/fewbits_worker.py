@@ -12,6 +12,9 @@ import worker
 import fewbits
 
 
+TAKEN = {"f32": "float32", "bf16": "bfloat16", "int16": "int16, a scale for each 128"}
+
+
 class Engine:
     def __init__(self, model: Path, threads: int) -> None:
         self._llm = fewbits.LLM(model, threads=threads)
@@ -22,7 +25,7 @@ class Engine:
         layers = rows["linear"].spec.act
         return {
             "version": fewbits.__version__,
-            "activations": "bfloat16" if layers is None else str(layers),
+            "activations": TAKEN[dots["linear"]] if layers is None else str(layers),
             "layers": dots["linear"],
             "head": dots["head"],
             "bytes": self._llm.bytes_per_token(0),

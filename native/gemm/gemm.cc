@@ -37,19 +37,6 @@ const RowKernels* choose_row_kernels() {
   return row_kernels_ref();
 }
 
-bool integer_codes(const Activation& activation) {
-  switch (activation.quantizer) {
-    case Quantizer::int8_token:
-    case Quantizer::int8_token_asymmetric:
-    case Quantizer::int8_static:
-    case Quantizer::int8_static_asymmetric:
-    case Quantizer::int8_group:
-      return true;
-    default:
-      return false;
-  }
-}
-
 bool has_row_zero(const Activation& activation) {
   return activation.quantizer == Quantizer::int8_token_asymmetric ||
          activation.quantizer == Quantizer::int8_static_asymmetric;
@@ -57,8 +44,19 @@ bool has_row_zero(const Activation& activation) {
 
 DotKind dot_kind(const Product& product) {
   const WeightKind kind = product.weight->kind();
-  const bool integers = kind == WeightKind::int4 || kind == WeightKind::int8;
-  return integers && integer_codes(product.activation) ? DotKind::integers : DotKind::floats;
+  if (kind != WeightKind::int4 && kind != WeightKind::int8) return DotKind::floats;
+  switch (product.activation.quantizer) {
+    case Quantizer::int8_token:
+    case Quantizer::int8_token_asymmetric:
+    case Quantizer::int8_static:
+    case Quantizer::int8_static_asymmetric:
+    case Quantizer::int8_group:
+      return DotKind::int8;
+    case Quantizer::int16_group:
+      return DotKind::int16;
+    default:
+      return DotKind::floats;
+  }
 }
 
 // An odd number of cache lines: rows a power of two apart would compete for the same set of the
@@ -130,6 +128,12 @@ void Gemm::add(std::shared_ptr<const Product> product) {
   need(activation.group_size >= 0 && (activation.group_size >= k_ ||
                                       activation.group_size % codes_per_word(weight.kind()) == 0),
        "groups of " + std::to_string(activation.group_size) + " columns of x cut a word in two");
+  if (activation.quantizer == Quantizer::int16_group) {
+    need(dot_kind(*product) == DotKind::int16,
+         "only integer weights take x as integers of 16 bits");
+    need(activation.group_size > 0 && activation.group_size <= kMaxInt16Codes,
+         "groups of " + std::to_string(activation.group_size) + " columns of 16 bits overflow");
+  }
   const GemmKernel* kernel = choose_kernel(weight.kind(), dot_kind(*product));
   const size_t input = input_for(*product, kernel);
   const int64_t panel_begin = panels_;
@@ -148,7 +152,7 @@ size_t Gemm::input_for(const Product& product, const GemmKernel* kernel) {
     }
   }
   std::vector<Span> spans = make_spans(product);
-  const int64_t words = int64_t{spans.back().word_end} * kernel->steps;
+  const int64_t words = int64_t{spans.back().word_end} * kernel->x_words;
   const int64_t span_stride = row_stride(static_cast<int64_t>(spans.size()));
   inputs_.push_back({kernel, &product, std::move(spans), row_stride(words), span_stride});
   return inputs_.size() - 1;

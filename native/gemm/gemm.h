@@ -74,8 +74,9 @@ struct Product {
 // Several products that share x: one pass of the thread pool for all of them.
 class Gemm {
  public:
-  // Throws std::invalid_argument where the K differ, rows are missing, a length doesn't fit or x
-  // would be scaled in groups that aren't whole words of the weight.
+  // Throws std::invalid_argument where the K differ, rows are missing, a length doesn't fit, x
+  // would be scaled in groups that aren't whole words of the weight, or be integers of 16 bits
+  // where the weight's codes aren't integers.
   explicit Gemm(std::vector<std::shared_ptr<const Product>> products);
 
   // y[i] [M][N_i] = x [M][K] W_i^T + bias_i, added to what y holds where `add`.

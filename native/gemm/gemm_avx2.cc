@@ -8,9 +8,12 @@ namespace {
 
 struct Floats : Vectors256 {
   using Operand = __m256;
+  using Value = __m256;
   using Sum = __m256;
   template <WeightKind kind>
   static constexpr int steps = codes_per_word(kind);
+  template <WeightKind kind>
+  static constexpr int decode_operations = kind == WeightKind::f32 ? 0 : 2 * codes_per_word(kind);
   template <WeightKind kind>
   static constexpr float offset = 0;
 
@@ -67,6 +70,8 @@ struct Floats : Vectors256 {
 struct Integers : Integers256 {
   template <WeightKind kind>
   static constexpr int steps = codes_per_word(kind) / 2;
+  template <WeightKind kind>
+  static constexpr int decode_operations = 2 * steps<kind>;
   template <WeightKind kind, int step>
   static Operand decode(Words word) {
     constexpr int kBits = 32 / codes_per_word(kind);

@@ -1,5 +1,6 @@
-// AVX-VNNI: products of unsigned codes with signed eight-bit x, four at once (VPDPBUSD).
+// AVX-VNNI: products of unsigned codes with signed integers, four at once (VPDPBUSD).
 #include "gemm/vectors_avx2.h"
+#include "gemm/wide.h"
 #include "gemm/words.h"
 
 namespace fewbits {
@@ -8,6 +9,8 @@ namespace {
 struct Integers : Integers256 {
   template <WeightKind kind>
   static constexpr int steps = codes_per_word(kind) / 4;
+  template <WeightKind kind>
+  static constexpr int decode_operations = kind == WeightKind::int4 ? 3 : 0;
   template <WeightKind kind, int step>
   static Operand decode(Words word) {
     if constexpr (kind == WeightKind::int8) return word;
@@ -21,10 +24,14 @@ struct Integers : Integers256 {
 }  // namespace
 
 const GemmKernel* gemm_kernel_avx2_vnni(WeightKind kind, DotKind dot) {
-  static constexpr GemmKernel kInt4 = make_kernel<Integers, Int8Words, WeightKind::int4>();
-  static constexpr GemmKernel kInt8 = make_kernel<Integers, Int8Words, WeightKind::int8>();
-  if (dot != DotKind::integers) return nullptr;
-  return kind == WeightKind::int4 ? &kInt4 : kind == WeightKind::int8 ? &kInt8 : nullptr;
+  static constexpr GemmKernel kNarrow4 = make_kernel<Integers, Int8Words, WeightKind::int4>();
+  static constexpr GemmKernel kNarrow8 = make_kernel<Integers, Int8Words, WeightKind::int8>();
+  static constexpr GemmKernel kWide4 = make_kernel<Wide<Integers>, WideWords, WeightKind::int4>();
+  static constexpr GemmKernel kWide8 = make_kernel<Wide<Integers>, WideWords, WeightKind::int8>();
+  if (dot == DotKind::floats) return nullptr;
+  const bool wide = dot == DotKind::int16;
+  if (kind == WeightKind::int4) return wide ? &kWide4 : &kNarrow4;
+  return kind == WeightKind::int8 ? wide ? &kWide8 : &kNarrow8 : nullptr;
 }
 
 }  // namespace fewbits

@@ -45,9 +45,12 @@ constexpr Int8Bytes kInt8;
 
 struct Bf16 : Vectors512 {
   using Operand = __m512i;
+  using Value = __m512i;
   using Sum = __m512;
   template <WeightKind kind>
   static constexpr int steps = codes_per_word(kind) / 2;
+  template <WeightKind kind>
+  static constexpr int decode_operations = kind == WeightKind::bf16 ? 0 : 7;
   // A code in the mantissa of 128 is 128 + code; bytes are taken unsigned.
   template <WeightKind kind>
   static constexpr float offset = kind == WeightKind::int4   ? 136
@@ -126,7 +129,7 @@ struct Bf16Words {
     return _mm_cvtsi128_si32((__m128i)_mm_cvtneps_pbh(_mm_set_ss(value))) & 0xffff;
   }
   template <int stride>
-  static uint32_t word(const float* x) {
+  static uint32_t word(const float* x, int) {
     return round(x[0]) | round(x[stride]) << 16;
   }
   template <int codes, int stride>

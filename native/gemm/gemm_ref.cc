@@ -83,7 +83,7 @@ constexpr GemmKernel kKernel = {panel<kind>, prepare<kind>, span_sum<codes_per_w
 
 }  // namespace
 
-// Products of integers are those of floats here.
+// Products of integers are those of floats here, those of 16-bit ones not exact.
 const GemmKernel* gemm_kernel_ref(WeightKind kind, DotKind) {
   switch (kind) {
     case WeightKind::int4:

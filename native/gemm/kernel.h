@@ -29,6 +29,8 @@
 //   f32          1        k | k+1 | ... | k+7                        k | k+1 | k+2 | k+3
 //   bf16, s16    2        k,k+4 | k+1,k+5 | k+2,k+6 | k+3,k+7        k,k+2 | k+1,k+3
 //   s8           4        k,k+2,k+4,k+6 | k+1,k+3,k+5,k+7            k,k+1,k+2,k+3
+//   s8, s8       4        as s8, the upper bytes of 16 bits in a word and the lower ones in the
+//   next
 //
 // Order of accumulation, the same for every row of x whatever its company: K is cut into spans, at
 // the borders of groups (the weight's and those of x's own scales) and at most kSpanCodes long.
@@ -45,8 +47,9 @@ namespace fewbits {
 enum class WeightKind { int4, int8, fp4, fp8, bf16, f16, f32 };
 constexpr int kWeightKinds = 7;
 
-// What x is multiplied as: floats (bfloat16 or float32, by tier) or integers of eight bits.
-enum class DotKind { floats, integers };
+// What x is multiplied as: floats (bfloat16 or float32, by tier), or integers of eight or sixteen
+// bits with integer codes.
+enum class DotKind { floats, int8, int16 };
 
 enum class ScaleKind { none, f32, bf16, f16, e4m3, e8m0 };
 
@@ -72,6 +75,9 @@ constexpr int kPanelRows = 64;
 // A span's partial sums stay in registers; 512 codes of a panel and of 256 rows of x fit the
 // second-level cache. Of int8 products 512 are less than 2^24, so that they are exact as a float.
 constexpr int kSpanCodes = 512;
+
+// Products of 16 bits with 8 that int32 holds the sum of.
+constexpr int kMaxInt16Codes = 256;
 
 // Spans that a kernel passes all rows over before it goes on: at most these many, and kSpanCodes.
 constexpr int kBlockSpans = 32;
@@ -120,6 +126,7 @@ enum class Quantizer {
   int8_static,
   int8_static_asymmetric,
   int8_group,
+  int16_group,
   fp8_token,
   fp8_static,
   fp8_group,
@@ -157,8 +164,8 @@ struct GemmKernel {
   void (*prepare)(const float* x, int64_t K, uint32_t* values);
   // The sum of x over words [begin, end) of the weight.
   float (*sum)(const uint32_t* values, int64_t begin, int64_t end);
-  int steps;  // words of x for a word of the weight
-  bool sums;  // whether `panel` reads the sums of x
+  int x_words;  // for a word of the weight
+  bool sums;    // whether `panel` reads the sums of x
 };
 
 // What a tier does to rows of floats around the products.

@@ -58,6 +58,7 @@ Quantizer quantizer(const std::string& name) {
                                     "int8_static",
                                     "int8_static_asymmetric",
                                     "int8_group",
+                                    "int16_group",
                                     "fp8_token",
                                     "fp8_static",
                                     "fp8_group",

@@ -7,9 +7,12 @@
 //   kRowsBesideWords   and beside the words that they were decoded from
 //   decoding_rows<kind>     rows of x that are taken at once while codes are decoded into registers
 //   decode_once_rows<kind>  from this many rows on, codes are decoded into memory once instead
-//   Words, Operand, Sum, Float
+//   kRowsWithTotals    and beside their totals
+//   Words, Operand, Value, Sum, Float
+//   kValueWords        words of x in a Value
 //   load_words(p), load_operand(p), store_operand(p, operand), broadcast(x)
 //   steps<kind>        operands of a word
+//   decode_operations<kind>  that all steps of a word take
 //   offset<kind>       what decoding leaves in a code, and in the totals if it isn't taken out
 //   decode<kind, step>(words), dot(sum, operand, x), zero(), to_float(sum)
 //   load, store, set1, mul, fmadd, fnmadd   on Float
@@ -26,16 +29,17 @@
 namespace fewbits {
 namespace {
 
-// Weights are read far enough ahead to hide the latency of memory, across the end of a panel into
-// the next.
-constexpr int kPrefetchWords = 16;
+// Weights are asked for this many words ahead, across the end of a panel into the next, and only
+// for the second-level cache: the hardware's own prefetcher follows what misses the first.
+constexpr int kPrefetchWords = 48;
+// From this many operations on a register of words, dots and what decoding takes, a pass is slower
+// than memory, and all lines are asked for; below, one of four: to ask for all then costs a third.
+constexpr int kSlowPass = 8;
 constexpr int kLineRows = 16;  // rows of a panel in a cache line
 
 // With groups of at most this many codes it pays to keep totals in registers, and so to take fewer
 // rows at once: they are changed every few products.
 constexpr int kSmallGroup = 32;
-constexpr int kRowsWithTotals = 3;
-
 // Some spans of a panel. `words` and `operands` begin at the first word of the first span, `scale`
 // and `offset` at its group.
 struct Block {
@@ -60,7 +64,7 @@ FEWBITS_INLINE void multiply_word(const typename Dot::Words (&words)[Dot::kTiles
   typename Dot::Operand weights[Dot::kTiles];
   for (int t = 0; t < Dot::kTiles; ++t) weights[t] = Dot::template decode<kind, step>(words[t]);
   for (int m = 0; m < rows; ++m) {
-    const typename Dot::Operand value = Dot::broadcast(x + m * x_stride + step);
+    const typename Dot::Value value = Dot::broadcast(x + m * x_stride + step * Dot::kValueWords);
     for (int t = 0; t < Dot::kTiles; ++t) sum[m][t] = Dot::dot(sum[m][t], weights[t], value);
   }
   if constexpr (step + 1 < Dot::template steps<kind>) {
@@ -74,8 +78,10 @@ FEWBITS_INLINE void multiply_line(const uint32_t* line, const uint32_t* x, int64
                                   typename Dot::Sum (&sum)[rows][Dot::kTiles]) {
   // The first strip fetches for all: a pass over some lines of every four is what the hardware
   // doesn't foresee.
-  for (int row = 0; n == 0 && row < kPanelRows; row += kLineRows) {
-    _mm_prefetch(line + row + kPrefetchWords * kPanelRows, _MM_HINT_T0);
+  constexpr int kDots = rows * Dot::template steps<kind> * Dot::kValueWords;
+  constexpr bool kSlow = kDots + Dot::template decode_operations<kind> >= kSlowPass;
+  for (int row = 0; n == 0 && row < (kSlow ? kPanelRows : 1); row += kLineRows) {
+    _mm_prefetch(line + row + kPrefetchWords * kPanelRows, _MM_HINT_T1);
   }
   typename Dot::Words words[Dot::kTiles];
   for (int t = 0; t < Dot::kTiles; ++t) {
@@ -96,7 +102,7 @@ FEWBITS_INLINE void multiply_span(const Block& block, int64_t begin, int64_t end
       (decoded ? block.operands + begin * kSteps * kPanelRows : block.words + begin * kPanelRows) +
       n;
   const uint32_t* const last = line + (end - begin) * (decoded ? kSteps : 1) * kPanelRows;
-  x += begin * kSteps;
+  x += begin * kSteps * Dot::kValueWords;
   // The loop's first pass is unconditional: with a way around it GCC keeps the sums in memory.
   do {
     if constexpr (decoded) {
@@ -105,13 +111,13 @@ FEWBITS_INLINE void multiply_span(const Block& block, int64_t begin, int64_t end
         weights[t] = Dot::load_operand(line + t * Dot::kLanes);
       }
       for (int m = 0; m < rows; ++m) {
-        const typename Dot::Operand value = Dot::broadcast(x + m * x_stride);
+        const typename Dot::Value value = Dot::broadcast(x + m * x_stride);
         for (int t = 0; t < Dot::kTiles; ++t) sum[m][t] = Dot::dot(sum[m][t], weights[t], value);
       }
-      ++x;
+      x += Dot::kValueWords;
     } else {
       multiply_line<Dot, kind, rows>(line, x, x_stride, n, sum);
-      x += kSteps;
+      x += kSteps * Dot::kValueWords;
     }
     line += kPanelRows;
   } while (line < last);
@@ -122,7 +128,7 @@ FEWBITS_INLINE void multiply_span(const Block& block, int64_t begin, int64_t end
 template <class Dot, WeightKind kind, bool scaled, int rows>
 struct Totals {
   using Float = typename Dot::Float;
-  static constexpr bool kKept = rows <= kRowsWithTotals;
+  static constexpr bool kKept = rows <= Dot::kRowsWithTotals;
 
   const Block& block;
   const float *sums, *scales;
@@ -181,35 +187,9 @@ __attribute__((noinline)) static void multiply(const Block& block, const GemmInp
                                                int n, float* memory) {
   constexpr int kSteps = Dot::template steps<kind>;
   const int64_t first_word = block.begin->word_begin;
-  const uint32_t* x = in.values + m * in.value_stride + first_word * kSteps;
+  const uint32_t* x = in.values + m * in.value_stride + first_word * kSteps * Dot::kValueWords;
   Totals<Dot, kind, scaled, rows> totals(block, in, m, n, memory);
-  const Span* span = block.begin;
-  if constexpr (rows == 1 && !decoded && kSteps > 1) {
-    // A single row has a sum for each tile, to which products are added one after the other: too
-    // few to hide how long each takes. Two spans have twice as many.
-    for (; block.end - span >= 2; span += 2) {
-      const int64_t words = span->word_end - span->word_begin;
-      if (span[1].word_end - span[1].word_begin != words) break;
-      typename Dot::Sum first[rows][Dot::kTiles], second[rows][Dot::kTiles];
-      for (int i = 0; i < rows; ++i) {
-        for (int t = 0; t < Dot::kTiles; ++t) first[i][t] = second[i][t] = Dot::zero();
-      }
-      const int64_t begin = span->word_begin - first_word;
-      const uint32_t* line = block.words + begin * kPanelRows + n;
-      const uint32_t* const last = line + words * kPanelRows;
-      const uint32_t* value = x + begin * kSteps;
-      do {
-        multiply_line<Dot, kind, rows>(line, value, in.value_stride, n, first);
-        multiply_line<Dot, kind, rows>(line + words * kPanelRows, value + words * kSteps,
-                                       in.value_stride, n, second);
-        value += kSteps;
-        line += kPanelRows;
-      } while (line < last);
-      totals.add(span, first);
-      totals.add(span + 1, second);
-    }
-  }
-  for (; span < block.end; ++span) {
+  for (const Span* span = block.begin; span < block.end; ++span) {
     typename Dot::Sum sum[rows][Dot::kTiles];
     for (int i = 0; i < rows; ++i) {
       for (int t = 0; t < Dot::kTiles; ++t) sum[i][t] = Dot::zero();
@@ -236,14 +216,14 @@ static void multiply_rows(const Block& block, const GemmInput& in, int64_t rows,
                           float* totals) {
   for (int64_t m = 0; m < rows;) {
     const int64_t left = rows - m;
-    if (at_once <= kRowsWithTotals && left >= 3) {
-      multiply_strips<Dot, kind, decoded, scaled, 3>(block, in, m, totals);
+    if (Dot::kMaxRows >= 3 && at_once == 3 && left >= 3) {
+      multiply_strips<Dot, kind, decoded, scaled, Dot::kMaxRows >= 3 ? 3 : 1>(block, in, m, totals);
       m += 3;
     } else if (Dot::kMaxRows >= 6 && at_once >= 6 && (left > 8 || left == 6 || left == 5)) {
       multiply_strips<Dot, kind, decoded, scaled, Dot::kMaxRows >= 6 ? 6 : 1>(block, in, m, totals);
       m += 6;
-    } else if (at_once >= 4 && left > 2) {
-      multiply_strips<Dot, kind, decoded, scaled, 4>(block, in, m, totals);
+    } else if (Dot::kMaxRows >= 4 && at_once >= 4 && left > 2) {
+      multiply_strips<Dot, kind, decoded, scaled, Dot::kMaxRows >= 4 ? 4 : 1>(block, in, m, totals);
       m += 4;
     } else if (left > 1) {
       multiply_strips<Dot, kind, decoded, scaled, 2>(block, in, m, totals);
@@ -288,7 +268,7 @@ static void panel(const GemmPanel& p, const GemmInput& in, int64_t rows, float* 
     }
     const bool small = (words / (end - begin)) * kCodes <= kSmallGroup;
     begin = end;
-    if constexpr (kSteps > 1) {
+    if constexpr (kSteps > 1 && Dot::template decode_once_rows<kind> <= kMaxRows) {
       if (rows >= Dot::template decode_once_rows<kind>) {
         alignas(64) uint32_t operands[kSpanCodes / kCodes * kSteps * kPanelRows];
         for (int64_t i = 0; i < words * kPanelRows; i += Dot::kLanes) {
@@ -297,8 +277,8 @@ static void panel(const GemmPanel& p, const GemmInput& in, int64_t rows, float* 
                                  operands + kw * kSteps * kPanelRows + n);
         }
         block.operands = operands;
-        multiply_rows<Dot, kind, true, scaled>(block, in, rows,
-                                               small ? kRowsWithTotals : Dot::kMaxRows, totals);
+        multiply_rows<Dot, kind, true, scaled>(
+            block, in, rows, small ? Dot::kRowsWithTotals : Dot::kMaxRows, totals);
         continue;
       }
     }

@@ -2,6 +2,7 @@
 // for itself. The formulas are those of kernels/reference/activations.py, operation by operation.
 #pragma once
 
+#include <float.h>
 #include <math.h>
 
 #include "gemm/kernel.h"
@@ -81,6 +82,15 @@ inline void int8_by_absmax(const float* x, int64_t count, float* codes, float* s
   for (int64_t k = 0; k < count; ++k) codes[k] = to_int8(x[k] * inverse);
 }
 
+// Codes up to 127 * 256, so that their upper bytes, rounded, are signed bytes too.
+inline void int16_by_absmax(const float* x, int64_t count, float* codes, float* scale) {
+  constexpr float kLargest = 32512;
+  const float step = largest_magnitude(x, count) / kLargest;
+  *scale = step < FLT_MIN ? FLT_MIN : step;
+  const float inverse = 1.0f / *scale;
+  for (int64_t k = 0; k < count; ++k) codes[k] = rint_small(x[k] * inverse);
+}
+
 inline void int8_token_asymmetric(const float* x, int64_t K, float* codes, float* scale,
                                   float* zero) {
   float low, high;
@@ -136,6 +146,9 @@ inline void quantize_group(const Activation& how, const float* x, int64_t count,
     case Quantizer::int8_token:
     case Quantizer::int8_group:
       int8_by_absmax(x, count, codes, scale);
+      break;
+    case Quantizer::int16_group:
+      int16_by_absmax(x, count, codes, scale);
       break;
     case Quantizer::fp8_token:
       *scale = larger(largest / kE4m3Max, static_cast<float>(1.0 / (448 * 512)));

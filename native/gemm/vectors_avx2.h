@@ -11,6 +11,8 @@ struct Vectors256 {
   static constexpr int kTiles = 2;    // a strip is a cache line wide
   static constexpr int kMaxRows = 4;  // by two tiles: eight of sixteen registers
   static constexpr int kRowsBesideWords = 4;
+  static constexpr int kRowsWithTotals = 3;
+  static constexpr int kValueWords = 1;
   template <WeightKind kind>
   static constexpr int decoding_rows = codes_per_word(kind) == 8 ? 4 : kMaxRows;
   template <WeightKind kind>
@@ -32,6 +34,7 @@ struct Vectors256 {
 // Sums in int32 of integer products; operands are codes as they are stored, offset-binary.
 struct Integers256 : Vectors256 {
   using Operand = __m256i;
+  using Value = __m256i;
   using Sum = __m256i;
 
   static Operand load_operand(const uint32_t* p) { return load_words(p); }
@@ -41,6 +44,7 @@ struct Integers256 : Vectors256 {
   static Operand broadcast(const uint32_t* x) { return _mm256_set1_epi32(static_cast<int>(*x)); }
   static Sum zero() { return _mm256_setzero_si256(); }
   static Float to_float(Sum sum) { return _mm256_cvtepi32_ps(sum); }
+  static Sum join(Sum high, Sum low) { return _mm256_add_epi32(_mm256_slli_epi32(high, 8), low); }
   template <WeightKind kind>
   static constexpr float offset = kind == WeightKind::int4 ? 8 : 128;
 };

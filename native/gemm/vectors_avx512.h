@@ -13,6 +13,8 @@ struct Vectors512 {
   static constexpr int kTiles = kPanelRows / kLanes;
   static constexpr int kMaxRows = 6;  // by four tiles: 24 sums
   static constexpr int kRowsBesideWords = 4;
+  static constexpr int kRowsWithTotals = 3;
+  static constexpr int kValueWords = 1;
   template <WeightKind kind>
   static constexpr int decoding_rows = codes_per_word(kind) == 8 ? 4 : kMaxRows;
   template <WeightKind kind>
@@ -32,6 +34,7 @@ struct Vectors512 {
 // Sums in int32 of integer products; operands are codes as they are stored, offset-binary.
 struct Integers512 : Vectors512 {
   using Operand = __m512i;
+  using Value = __m512i;
   using Sum = __m512i;
 
   static Operand load_operand(const uint32_t* p) { return _mm512_load_si512(p); }
@@ -39,6 +42,7 @@ struct Integers512 : Vectors512 {
   static Operand broadcast(const uint32_t* x) { return _mm512_set1_epi32(static_cast<int>(*x)); }
   static Sum zero() { return _mm512_setzero_si512(); }
   static Float to_float(Sum sum) { return _mm512_cvtepi32_ps(sum); }
+  static Sum join(Sum high, Sum low) { return _mm512_add_epi32(_mm512_slli_epi32(high, 8), low); }
   template <WeightKind kind>
   static constexpr float offset = kind == WeightKind::int4 ? 8 : 128;
 };

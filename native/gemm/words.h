@@ -28,7 +28,7 @@ struct WordByWord {
 
 struct FloatWords : WordByWord {
   template <int stride>
-  static uint32_t word(const float* x) {
+  static uint32_t word(const float* x, int) {
     return to_bits(x[0]);
   }
   static float sum(const uint32_t* words, int64_t count) {
@@ -46,9 +46,10 @@ struct FloatWords : WordByWord {
 // NaN is no integer; the scale of x says that it was there.
 inline int as_integer(float value) { return value == value ? static_cast<int>(value) : 0; }
 
+// For x of eight and of sixteen bits.
 struct Int16Words : WordByWord {
   template <int stride>
-  static uint32_t word(const float* x) {
+  static uint32_t word(const float* x, int) {
     return static_cast<uint16_t>(as_integer(x[0])) | static_cast<uint32_t>(as_integer(x[stride]))
                                                          << 16;
   }
@@ -63,7 +64,7 @@ struct Int16Words : WordByWord {
 
 struct Int8Words : WordByWord {
   template <int stride>
-  static uint32_t word(const float* x) {
+  static uint32_t word(const float* x, int) {
     uint32_t word = 0;
     for (int i = 0; i < 4; ++i) {
       word |= uint32_t{static_cast<uint8_t>(as_integer(x[i * stride]))} << (8 * i);
@@ -83,15 +84,21 @@ struct Int8Words : WordByWord {
 template <class Dot, class Words, WeightKind kind>
 void prepare(const float* x, int64_t K, uint32_t* values) {
   constexpr int kCodes = codes_per_word(kind), kSteps = Dot::template steps<kind>;
+  constexpr int kParts = Dot::kValueWords;
+  const auto words = [&values](const float* from) {
+    for (int i = 0; i < kSteps * kParts; ++i) {
+      values[i] = Words::template word<kSteps>(from + i / kParts, i % kParts);
+    }
+  };
   int64_t k = Words::template bulk<kCodes, kSteps>(x, K, values);
-  values += k / kCodes * kSteps;
-  for (; k + kCodes <= K; k += kCodes, values += kSteps) {
-    for (int p = 0; p < kSteps; ++p) values[p] = Words::template word<kSteps>(x + k + p);
+  values += k / kCodes * kSteps * kParts;
+  for (; k + kCodes <= K; k += kCodes, values += kSteps * kParts) {
+    words(x + k);
   }
   if (k < K) {
     float last[kCodes] = {};
     for (int64_t i = k; i < K; ++i) last[i - k] = x[i];
-    for (int p = 0; p < kSteps; ++p) values[p] = Words::template word<kSteps>(last + p);
+    words(last);
   }
 }
 
@@ -102,7 +109,7 @@ float span_sum(const uint32_t* values, int64_t begin, int64_t end) {
 
 template <class Dot, class Words, WeightKind kind>
 constexpr GemmKernel make_kernel() {
-  constexpr int kSteps = Dot::template steps<kind>;
+  constexpr int kSteps = Dot::template steps<kind> * Dot::kValueWords;
   return {panel_of<Dot, kind>, prepare<Dot, Words, kind>, span_sum<Words, kSteps>, kSteps,
           has_sums(kind)};
 }

@@ -23,6 +23,9 @@ constexpr int64_t kPrefetchAhead = 512;
 constexpr int64_t kParts = 32;     // of a thread's work, so that one that is slowed down gets less
 constexpr int64_t kSteps = 25000;  // of a part: 100 us or less
 
+// An integer of 16 bits is multiplied as two of 8 (gemm/wide.h).
+constexpr int kBytes = 2;
+
 struct Loop {
   void (*run)(int64_t steps) = nullptr;
   int macs = 0;  // of an instruction
@@ -35,9 +38,11 @@ Loop loop_of([[maybe_unused]] Dot dot) {
     if (dot == Dot::f32) return {rate_f32_avx512, 16};
     if (dot == Dot::bf16 && tier() >= Tier::avx512_bf16) return {rate_bf16_avx512, 32};
     if (dot == Dot::int8 && cpu.avx512_vnni) return {rate_int8_avx512, 64};
+    if (dot == Dot::int16 && cpu.avx512_vnni) return {rate_int8_avx512, 64 / kBytes};
   } else if (tier() >= Tier::avx2) {
     if (dot == Dot::f32) return {rate_f32_avx2, 8};
     if (dot == Dot::int8 && cpu.avx_vnni) return {rate_int8_avx_vnni, 32};
+    if (dot == Dot::int16 && cpu.avx_vnni) return {rate_int8_avx_vnni, 32 / kBytes};
   }
 #endif
   return {};
@@ -82,7 +87,8 @@ Dot dot(const std::string& name) {
   if (name == "f32") return Dot::f32;
   if (name == "bf16") return Dot::bf16;
   if (name == "int8") return Dot::int8;
-  throw std::invalid_argument(name + " is not a dot; there are f32, bf16 and int8");
+  if (name == "int16") return Dot::int16;
+  throw std::invalid_argument(name + " is not a dot; there are f32, bf16, int8 and int16");
 }
 
 double dot_rate(Dot dot) {

@@ -24,9 +24,9 @@ class ReadProbe {
   Buffer memory_;
 };
 
-enum class Dot { f32, bf16, int8 };
+enum class Dot { f32, bf16, int8, int16 };
 
-// Throws std::invalid_argument for a name that isn't f32, bf16 or int8.
+// Throws std::invalid_argument for a name that isn't f32, bf16, int8 or int16.
 Dot dot(const std::string& name);
 
 // Multiply-accumulates per second of all threads of the pool, in the tier in use; 0 where it has no

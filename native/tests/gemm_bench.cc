@@ -63,28 +63,38 @@ struct Scheme {
   ScaleKind scale;
   bool zero;
   Activation activation;
-  bool integers;  // the products are those of integers
+  Dot dot;
 };
 
+constexpr Activation kInt16 = {Quantizer::int16_group, 128};
+
 const Scheme kSchemes[] = {
-    {"int4 g128", WeightKind::int4, 128, ScaleKind::bf16, false, {}, false},
-    {"int4 g128 asym", WeightKind::int4, 128, ScaleKind::bf16, true, {}, false},
-    {"nvfp4", WeightKind::fp4, 16, ScaleKind::e4m3, false, {}, false},
-    {"mxfp4", WeightKind::fp4, 32, ScaleKind::e8m0, false, {}, false},
-    {"fp8", WeightKind::fp8, 0, ScaleKind::bf16, false, {}, false},
-    {"int8", WeightKind::int8, 0, ScaleKind::bf16, false, {}, false},
-    {"bf16", WeightKind::bf16, 0, ScaleKind::none, false, {}, false},
-    {"f32", WeightKind::f32, 0, ScaleKind::none, false, {}, false},
-    {"w8a8", WeightKind::int8, 0, ScaleKind::bf16, false, {Quantizer::int8_token}, true},
-    {"w4a8 g128", WeightKind::int4, 128, ScaleKind::bf16, false, {Quantizer::int8_token}, true},
+    {"int4 g128", WeightKind::int4, 128, ScaleKind::bf16, false, kInt16, Dot::int16},
+    {"int4 g128 asym", WeightKind::int4, 128, ScaleKind::bf16, true, kInt16, Dot::int16},
+    {"int8", WeightKind::int8, 0, ScaleKind::bf16, false, kInt16, Dot::int16},
+    {"int4 bf16", WeightKind::int4, 128, ScaleKind::bf16, false, {}, Dot::bf16},
+    {"int8 bf16", WeightKind::int8, 0, ScaleKind::bf16, false, {}, Dot::bf16},
+    {"nvfp4", WeightKind::fp4, 16, ScaleKind::e4m3, false, {}, Dot::bf16},
+    {"mxfp4", WeightKind::fp4, 32, ScaleKind::e8m0, false, {}, Dot::bf16},
+    {"fp8", WeightKind::fp8, 0, ScaleKind::bf16, false, {}, Dot::bf16},
+    {"bf16", WeightKind::bf16, 0, ScaleKind::none, false, {}, Dot::bf16},
+    {"f32", WeightKind::f32, 0, ScaleKind::none, false, {}, Dot::f32},
+    {"w8a8", WeightKind::int8, 0, ScaleKind::bf16, false, {Quantizer::int8_token}, Dot::int8},
+    {"w4a8 g128",
+     WeightKind::int4,
+     128,
+     ScaleKind::bf16,
+     false,
+     {Quantizer::int8_token},
+     Dot::int8},
     {"w4a8 g128 x128",
      WeightKind::int4,
      128,
      ScaleKind::bf16,
      false,
      {Quantizer::int8_group, 128},
-     true},
-    {"nvfp4 a4", WeightKind::fp4, 16, ScaleKind::e4m3, false, {Quantizer::nvfp4, 16}, false},
+     Dot::int8},
+    {"nvfp4 a4", WeightKind::fp4, 16, ScaleKind::e4m3, false, {Quantizer::nvfp4, 16}, Dot::bf16},
 };
 
 std::shared_ptr<Product> random_product(const Scheme& scheme, int64_t N, int64_t K) {
@@ -146,15 +156,14 @@ int main(int argc, char** argv) {
   const int threads = thread_count();
   const ReadProbe memory(size_t{256} << 20);
   const double read = best_rate([&] { return memory.rate(); });
-  const double f32 = best_rate([] { return dot_rate(Dot::f32); });
-  const double bf16 = best_rate([] { return dot_rate(Dot::bf16); });
-  const double int8 = best_rate([] { return dot_rate(Dot::int8); });
+  const auto peak = [](Dot dot) { return best_rate([dot] { return dot_rate(dot); }); };
+  const double f32 = peak(Dot::f32), bf16 = peak(Dot::bf16), int8 = peak(Dot::int8);
   printf("%s, %d threads, %ld x %ld: reads %.1f GB/s, f32 %.1f, bf16 %.1f, int8 %.1f GMAC/s\n",
          name(tier()), threads, static_cast<long>(N), static_cast<long>(K), read / 1e9, f32 / 1e9,
          bf16 / 1e9, int8 / 1e9);
   for (const Scheme& scheme : kSchemes) {
     if (std::string(scheme.label).rfind(only, 0) != 0) continue;
-    const double floats = bf16 > 0 && scheme.kind != WeightKind::f32 ? bf16 : f32;
-    measure(scheme, N, K, read, scheme.integers && int8 > 0 ? int8 : floats);
+    const double own = peak(scheme.dot);
+    measure(scheme, N, K, read, own > 0 ? own : f32);
   }
 }

@@ -41,6 +41,8 @@ const Activation kActivations[] = {
     {Quantizer::int8_static_asymmetric, 0, 0.02f, -17},
     {Quantizer::int8_group, 24},
     {Quantizer::int8_group, 2048},
+    {Quantizer::int16_group, 128},
+    {Quantizer::int16_group, 40},
     {Quantizer::fp8_token},
     {Quantizer::fp8_static, 0, 0.01f},
     {Quantizer::fp8_group, 40},
@@ -50,15 +52,32 @@ const Activation kActivations[] = {
     {Quantizer::mxfp8, 64},
 };
 
-bool integers(const WeightCase& weight, const Activation& activation) {
-  return (weight.kind == WeightKind::int4 || weight.kind == WeightKind::int8) &&
-         activation.quantizer >= Quantizer::int8_token &&
+bool is_integer(WeightKind kind) { return kind == WeightKind::int4 || kind == WeightKind::int8; }
+
+// Whether there are products of a kind with x taken so.
+bool allowed(WeightKind kind, const Activation& activation) {
+  return activation.quantizer != Quantizer::int16_group || is_integer(kind);
+}
+
+bool int8_products(const WeightCase& weight, const Activation& activation) {
+  return is_integer(weight.kind) && activation.quantizer >= Quantizer::int8_token &&
          activation.quantizer <= Quantizer::int8_group;
+}
+
+bool int16_products(const WeightCase& weight, const Activation& activation) {
+  return is_integer(weight.kind) && activation.quantizer == Quantizer::int16_group;
 }
 
 // Whether this tier multiplies bfloat16.
 bool rounds(WeightKind kind) {
   return tier() == Tier::avx512_bf16 && kind != WeightKind::f16 && kind != WeightKind::f32;
+}
+
+// What decoding leaves in the codes.
+double offset_of(const WeightCase& weight, const Activation& activation) {
+  const bool wide = int16_products(weight, activation);
+  if (weight.kind == WeightKind::int4) return wide ? 8 : rounds(weight.kind) ? 136 : 0;
+  return weight.kind == WeightKind::int8 && (wide || rounds(weight.kind)) ? 128 : 0;
 }
 
 float to_bf16(float value) {
@@ -139,14 +158,11 @@ ExactRow exact_row(const Product& product, WeightKind kind, const float* x, int 
 }
 
 void check_values(const WeightCase& w, const Product& product, Rows& rows) {
-  const bool exact_partials = integers(w, product.activation);
+  const bool exact_partials = int8_products(w, product.activation);
   const int64_t x_group = product.activation.group_size ? product.activation.group_size : w.K;
   const double spans = w.K / w.group_size + w.K / x_group + w.K / kSpanCodes + 3;
   const double chain = exact_partials ? spans : w.K;
-  const double offset = !rounds(w.kind)              ? 0
-                        : w.kind == WeightKind::int4 ? 136
-                        : w.kind == WeightKind::int8 ? 128
-                                                     : 0;
+  const double offset = offset_of(w, product.activation);
   for (int m = 0; m < rows.M; ++m) {
     const ExactRow x = exact_row(product, w.kind, rows.x() + m * w.K, w.K);
     for (int n = 0; n < w.N; ++n) {
@@ -178,7 +194,7 @@ void test_values() {
   Random random(5);
   int step = 0;
   for (const WeightKind kind : kKinds) {
-    const bool integer = kind == WeightKind::int4 || kind == WeightKind::int8;
+    const bool integer = is_integer(kind);
     for (const ScaleKind scale : kScales) {
       for (int flags = 0; flags < (integer ? 4 : 2); ++flags) {
         for (int repeat = 0; repeat < 3; ++repeat, ++step) {
@@ -186,6 +202,7 @@ void test_values() {
           const WeightCase weight(kind, scale, flags % 2, flags / 2, shape.N, shape.K, shape.group,
                                   random);
           for (const Activation& activation : kActivations) {
+            if (!allowed(kind, activation)) continue;
             const bool ordered = random.below(2), biased = random.below(2);
             const auto product = make_product(weight, activation, ordered, biased, random);
             Rows rows(1 + random.below(9), shape.K, shape.N);
@@ -231,12 +248,13 @@ void test_bits(const WeightCase& weight, const Activation& activation, Random& r
 void test_bits() {
   Random random(6);
   for (const WeightKind kind : kKinds) {
-    const bool integer = kind == WeightKind::int4 || kind == WeightKind::int8;
+    const bool integer = is_integer(kind);
     const WeightCase fine(kind, ScaleKind::f32, false, integer, 70, 333, 16, random);
     const WeightCase coarse(kind, ScaleKind::bf16, true, false, 65, 530, 0, random);
     test_bits(fine, {}, random);
     test_bits(coarse, {}, random);
     test_bits(coarse, {Quantizer::int8_token}, random);
+    if (integer) test_bits(fine, {Quantizer::int16_group, 128}, random);
     test_bits(fine, {Quantizer::int8_token_asymmetric}, random);
     test_bits(fine, {Quantizer::int8_group, 40}, random);
     test_bits(coarse, {Quantizer::nvfp4, 16, 1, 0, 1.0 / 300}, random);
@@ -273,7 +291,7 @@ void test_fused() {
   rows.fill_x(random);
   int N = 9;
   for (const WeightKind kind : kKinds) {
-    const bool integer = kind == WeightKind::int4 || kind == WeightKind::int8;
+    const bool integer = is_integer(kind);
     for (const Activation& activation : kFewActivations) {
       for (int flags = 0; flags < 8; ++flags) {
         const bool zero = integer && flags & 1, ordered = flags & 2;
@@ -305,6 +323,7 @@ void test_company() {
     const WeightCase weight(kind, ScaleKind::f32, false, kind == WeightKind::int4, N, K, 32,
                             random);
     for (const Activation& activation : kActivations) {
+      if (!allowed(kind, activation)) continue;
       const Gemm gemm({make_product(weight, activation, false, false, random)});
       Rows clean(7, K, N), dirty(7, K, N);
       clean.fill_x(random);

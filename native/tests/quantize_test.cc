@@ -47,6 +47,10 @@ const Expected kExpected[] = {
      {0.5f, -1.27f, 0, 0, 3},
      {50, -127, 0, 0, 127},
      {1.27f / 127, 0, 3 / 127.0f}},
+    {{Quantizer::int16_group, 2},
+     {1, -0.5f, 0, 0, -3e-39f},
+     {32512, -16256, 0, 0, 0},
+     {1 / 32512.0f, 0x1p-126f, 0x1p-126f}},
     // The range isn't extended to 0, and a row of one value stands as code - zero = 1.
     {{Quantizer::int8_token_asymmetric}, {-1, 0, 1.9f, 3}, {-128, -64, 57, 127}, {4 / 255.0f}, -64},
     {{Quantizer::int8_token_asymmetric}, {2, 3}, {-128, 127}, {1 / 255.0f}, -638},
@@ -118,7 +122,8 @@ void test_against_plain() {
   Random random(3);
   for (int quantizer = 1; quantizer <= static_cast<int>(Quantizer::mxfp8); ++quantizer) {
     const Quantizer kind = static_cast<Quantizer>(quantizer);
-    const bool grouped = kind == Quantizer::int8_group || kind >= Quantizer::fp8_group;
+    const bool grouped = kind == Quantizer::int8_group || kind == Quantizer::int16_group ||
+                         kind >= Quantizer::fp8_group;
     for (int i = 0; i < 2000; ++i) {
       const std::vector<float> x = random_row(random);
       Activation how{kind};

@@ -64,7 +64,7 @@ def test_a_group_is_measured_and_who_is_missing_is_named(peers: Path) -> None:
     assert [row.note for row in rows] == ["", "", "", "there is no model for it", "there is no environment for it"]
     for row in rows[:2]:
         assert len(row.seconds) == len(row.limits) == 2 and min(row.seconds) > 0
-        assert row.activations == "bfloat16" and row.share is not None
+        assert row.activations.startswith("int16") and row.share is not None
     assert len(rows[2].seconds) == 3 and min(rows[2].seconds) > 0.05
     assert {fact.name: fact.value for fact in facts}["threads"] == "1"
     assert any(fact.name == "read GB/s" and float(fact.low) <= float(fact.value) <= float(fact.high) for fact in facts)

@@ -10,6 +10,14 @@ from fewbits.spec import ActSpec, QuantSpec, WeightSpec, dense
 
 SHAPE = (96, 64)
 NO_INT8 = ("cpu.dot_int8", "integer weights and int8 activations")
+NO_INT16 = ("cpu.dot_int16", "integer weights and unquantized activations")
+INTEGERS = ("int", "uint")
+
+
+def in_words(spec, act=None):
+    """Integers in groups of columns that aren't whole words are stored as floats."""
+    columns = [spec.block_of(SHAPE)[1], act.group_size or SHAPE[1] if act else SHAPE[1]]
+    return all(size >= SHAPE[1] or size % 4 == 0 for size in columns)
 
 
 @pytest.mark.parametrize("allow_reference", [False, True])
@@ -17,7 +25,9 @@ NO_INT8 = ("cpu.dot_int8", "integer weights and int8 activations")
 def test_every_weight_runs_natively(name, allow_reference):
     spec = QuantSpec(WEIGHTS[name])
     linear = choose("linear", spec, SHAPE, allow_reference)
-    assert linear.kernel is not None and linear.kernel.name == "cpu.dot_bf16" and linear.declined == (NO_INT8,)
+    integer = WEIGHTS[name].kind in INTEGERS and in_words(WEIGHTS[name])
+    assert linear.kernel is not None and linear.kernel.name == ("cpu.dot_int16" if integer else "cpu.dot_bf16")
+    assert linear.declined == ((NO_INT8,) if integer else (NO_INT8, NO_INT16))
     embedding = choose("embedding", spec, SHAPE, allow_reference)
     assert embedding.kernel is not None and embedding.kernel.name == "cpu.embedding" and embedding.declined == ()
 
@@ -30,10 +40,7 @@ def test_integers_meet_integers_where_both_are_stored_so(name, act):
     if spec.act_order and ACTS[act].group_size:
         assert kernel is None
         return
-    # Integers in groups of columns that aren't whole words are stored as floats.
-    columns = [spec.block_of(SHAPE)[1], ACTS[act].group_size or SHAPE[1]]
-    words = all(size >= SHAPE[1] or size % 4 == 0 for size in columns)
-    integer = spec.kind in ("int", "uint") and ACTS[act].kind == "int" and words
+    integer = spec.kind in INTEGERS and ACTS[act].kind == "int" and in_words(spec, ACTS[act])
     assert kernel is not None and kernel.name == ("cpu.dot_int8" if integer else "cpu.dot_bf16")
 
 
@@ -54,8 +61,8 @@ DECLINED = [
 @pytest.mark.parametrize("spec, sentence", DECLINED, ids=str)
 def test_the_native_kernel_declines_with_a_sentence(spec, sentence):
     declined = choose("linear", spec, SHAPE, allow_reference=True).declined
-    assert [name for name, _ in declined[:2]] == ["cpu.dot_int8", "cpu.dot_bf16"]
-    assert declined[1][1] == sentence
+    assert [name for name, _ in declined[:3]] == ["cpu.dot_int8", "cpu.dot_int16", "cpu.dot_bf16"]
+    assert declined[2][1] == sentence
 
 
 @pytest.mark.parametrize("op", ["linear", "embedding"])
@@ -72,7 +79,7 @@ def test_a_spec_without_definition_has_no_kernel():
     act = ActSpec("int", 4, "token", True)
     choice = choose("linear", QuantSpec(integers(4, GROUP), act), SHAPE, allow_reference=True)
     assert choice.kernel is None
-    assert [name for name, _ in choice.declined] == ["cpu.dot_int8", "cpu.dot_bf16", "reference.linear"]
+    assert [name for name, _ in choice.declined] == ["cpu.dot_int8", "cpu.dot_int16", "cpu.dot_bf16", "reference.linear"]
 
 
 def test_names_are_unique_and_the_reference_stands_last():

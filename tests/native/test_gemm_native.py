@@ -132,12 +132,19 @@ def test_scales_have_their_dtype(scale, dtype):
         ({"quantizer": "int8_static_asymmetric", "zero": 3}, "zero points of x need the sums"),
         ({"quantizer": "int8_group", "group_size": 6}, "groups of 6 columns of x cut a word in two"),
         ({"quantizer": "int8_group", "group_size": -8}, "groups of -8 columns"),
+        ({"quantizer": "int16_group"}, "groups of 0 columns of 16 bits overflow"),
+        ({"quantizer": "int16_group", "group_size": 512}, "groups of 512 columns of 16 bits overflow"),
     ],
 )
 def test_products_that_cannot_be(keywords, sentence):
     packed = weight("int8", scale="f32")
     with pytest.raises(ValueError, match=sentence):
         gemm(_native.Product(packed, keywords.pop("bias", None), **keywords))
+
+
+def test_only_integers_are_multiplied_with_integers():
+    with pytest.raises(ValueError, match="only integer weights take x as integers of 16 bits"):
+        gemm(_native.Product(weight("fp8", scale="f32"), None, "int16_group", group_size=128))
 
 
 def test_products_that_cannot_share_a_call():

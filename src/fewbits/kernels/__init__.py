@@ -68,7 +68,8 @@ def _row(name: str, op: Op, module: Any, accepts: Any = None) -> Kernel:
 
 
 KERNELS = (
-    _row("cpu.dot_int8", "linear", cpu_linear, cpu_linear.accepts_integers),
+    _row("cpu.dot_int8", "linear", cpu_linear, cpu_linear.accepts_int8),
+    _row("cpu.dot_int16", "linear", cpu_linear, cpu_linear.accepts_int16),
     _row("cpu.dot_bf16", "linear", cpu_linear),
     _row("cpu.embedding", "embedding", cpu_embedding),
     _row("reference.linear", "linear", reference_linear),

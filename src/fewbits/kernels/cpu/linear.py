@@ -1,4 +1,4 @@
-"""cpu.dot_bf16 and cpu.dot_int8: products of packed weights with x, as floats or as integers of eight bits.
+"""cpu.dot_int8, cpu.dot_int16 and cpu.dot_bf16: products of packed weights with x, as integers or as floats.
 
 The native weight decodes codes on the way into the registers and applies scales to partial sums; its layout
 is drawn in native/gemm/kernel.h. x is quantized by the native module too, by the reference's formulas. The native
@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fewbits.kernels.arithmetic import Arithmetic
+from fewbits.kernels.arithmetic import INT16_GROUP, Arithmetic
 from fewbits.kernels.cpu.container import PANEL_ROWS, Container, codes_of, container, scales_of, zeros_of
 from fewbits.kernels.formulas import formula
 from fewbits.kernels.tasks import Run, at_once
@@ -25,7 +25,8 @@ from fewbits.spec import QuantSpec
 Array = NDArray[Any]
 
 _SPAN = 512  # kSpanCodes of native/gemm/kernel.h: the products that are summed before they are scaled
-_OFFSETS = {"int4": 136, "int8": 128}  # of Bf16 in native/gemm/gemm_avx512_bf16.cc
+_INTEGER_OFFSETS = {"int4": 8, "int8": 128}  # codes are multiplied as they are stored, offset-binary
+_BF16_OFFSETS = {"int4": 136, "int8": 128}  # of Bf16 in native/gemm/gemm_avx512_bf16.cc
 _BLOCK = 1 << 19  # bytes of codes packed at a time: read and packed, they stay in a core's cache
 _WITH_ZERO = ("int8_token_asymmetric", "int8_static_asymmetric")
 
@@ -34,11 +35,14 @@ def _container(spec: QuantSpec, shape: tuple[int, int]) -> Container | str:
     return container(spec.weight, shape, spec.act.group_size or 0 if spec.act else 0)
 
 
-def _integers(spec: QuantSpec, shape: tuple[int, int]) -> bool:
-    """Whether codes of the weight and of x are both integers."""
+def _integers(spec: QuantSpec, shape: tuple[int, int]) -> Literal["int8", "int16"] | None:
+    """The dot of integer codes with x, where x has integer codes too or is left as it is."""
     found = _container(spec, shape)
-    name = formula(spec.act) if spec.act else None
-    return not isinstance(found, str) and found.kind in ("int4", "int8") and (name or "").startswith("int8")
+    if isinstance(found, str) or found.kind not in _INTEGER_OFFSETS:
+        return None
+    if spec.act is None:
+        return "int16"
+    return "int8" if (formula(spec.act) or "").startswith("int8") else None
 
 
 def accepts(spec: QuantSpec, shape: tuple[int, int]) -> str | None:
@@ -54,8 +58,12 @@ def accepts(spec: QuantSpec, shape: tuple[int, int]) -> str | None:
     return None
 
 
-def accepts_integers(spec: QuantSpec, shape: tuple[int, int]) -> str | None:
-    return accepts(spec, shape) if _integers(spec, shape) else "integer weights and int8 activations"
+def accepts_int8(spec: QuantSpec, shape: tuple[int, int]) -> str | None:
+    return accepts(spec, shape) if _integers(spec, shape) == "int8" else "integer weights and int8 activations"
+
+
+def accepts_int16(spec: QuantSpec, shape: tuple[int, int]) -> str | None:
+    return accepts(spec, shape) if _integers(spec, shape) == "int16" else "integer weights and unquantized activations"
 
 
 def nbytes(spec: QuantSpec, shape: tuple[int, int]) -> int:
@@ -70,17 +78,21 @@ def arithmetic(spec: QuantSpec, shape: tuple[int, int]) -> Arithmetic:
 
     found = _container(spec, shape)
     assert not isinstance(found, str)
+    integers = _integers(spec, shape)
     K = shape[1]
-    x_group = min(spec.act.group_size or K, K) if spec.act else K
+    x_group = INT16_GROUP if integers == "int16" else (spec.act and spec.act.group_size) or K
     span = min(found.group, x_group, _SPAN)
     spans = -(-K // found.group) + -(-K // x_group) + -(-K // _SPAN)
     row_zero = spec.act is not None and formula(spec.act) in _WITH_ZERO
-    if _integers(spec, shape):  # sums of codes are exact
-        return Arithmetic(spans, int8_dot=True, row_zero=row_zero)
+    if integers == "int8":  # sums of codes are exact
+        return Arithmetic(spans, "int8", row_zero=row_zero)
+    if integers == "int16":
+        return Arithmetic(span + spans, "int16", _INTEGER_OFFSETS[found.kind])
     bfloat16 = _native.tier() == "avx512_bf16" and found.kind not in ("f16", "f32")
-    offset = _OFFSETS.get(found.kind, 0) if bfloat16 else 0
-    apart = found.kind in _OFFSETS
-    return Arithmetic(span + spans, bfloat16, offset if apart else None, row_zero=row_zero)
+    offset = _BF16_OFFSETS.get(found.kind)
+    if offset is not None and not bfloat16:
+        offset = 0
+    return Arithmetic(span + spans, "bf16" if bfloat16 else "f32", offset, row_zero)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -131,6 +143,8 @@ def _quantizer(linear: QLinear) -> dict[str, Any]:
     keywords: dict[str, Any] = {"multiplier": linear.weight.global_scale or 1.0}
     act = linear.act
     if act is None:
+        if _integers(linear.spec, linear.weight.shape):
+            keywords |= {"quantizer": "int16_group", "group_size": INT16_GROUP}
         return keywords
     keywords["quantizer"] = formula(act)
     if act.per == "group":

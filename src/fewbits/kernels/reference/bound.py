@@ -20,7 +20,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from fewbits.kernels.arithmetic import Arithmetic
+from fewbits.kernels.arithmetic import INT16_GROUP, Arithmetic, Dot
 from fewbits.kernels.reference.activations import quantize
 from fewbits.kernels.reference.linear import row_chunks, statics
 from fewbits.qweight import QLinear, QWeight
@@ -57,10 +57,8 @@ def product_parts(linear: QLinear, x: Array, arithmetic: Arithmetic) -> Iterator
     sizes = np.abs(inputs)
     relative = (arithmetic.chain + 8) * UNIT
     allowed = relative * (sizes + apart)
-    if arithmetic.bfloat16_input and linear.act is None:
-        rounded = x.astype(ml_dtypes.bfloat16).astype(np.float64)
-        rounded[np.abs(rounded) < SMALLEST] = 0
-        allowed += np.abs(inputs - rounded)
+    if linear.act is None:
+        allowed += np.abs(inputs - _taken(x, arithmetic.dot, linear.weight.perm))
     flushed = SMALLEST * (sizes.sum(axis=1, keepdims=True) + x.shape[1])
     for rows, weight in row_chunks(linear.weight):
         values = weight.dequantize()
@@ -86,6 +84,24 @@ def row_parts(table: QLinear, token_ids: Array, arithmetic: Arithmetic) -> Itera
         exact = values[token_ids[found] - rows.start]
         bound = arithmetic.chain * UNIT * np.abs(exact) + SMALLEST
         yield found, Part(rows, exact, bound, np.sqrt(np.einsum("nk,nk->n", values, values)))
+
+
+def _taken(x: Array, dot: Dot, perm: Array | None) -> Array:
+    """Unquantized x as a dot takes it, float64 [M, K]; groups are of columns in stored order."""
+    if dot == "bf16":
+        rounded = x.astype(ml_dtypes.bfloat16).astype(np.float64)
+        rounded[np.abs(rounded) < SMALLEST] = 0
+        return rounded
+    if dot != "int16":
+        return x.astype(np.float64)
+    M, K = x.shape
+    stored = x if perm is None else x[:, perm]
+    groups = np.pad(stored, ((0, 0), (0, -K % INT16_GROUP))).reshape(M, -1, INT16_GROUP)
+    largest = np.abs(groups).max(axis=2, keepdims=True)
+    step = np.maximum(largest / np.float32(127 * 256), np.float32(SMALLEST))
+    codes = np.rint(groups * (1 / step))
+    values: Array = (codes * step.astype(np.float64)).reshape(M, -1)[:, :K]
+    return values if perm is None else values[:, np.argsort(perm)]
 
 
 def _block_sums(sizes: Array, weight: QWeight) -> Array:
