@@ -11,7 +11,6 @@ import worker
 
 import fewbits
 
-
 TAKEN = {"f32": "float32", "bf16": "bfloat16", "int16": "int16, a scale for each 128"}
 
 

@@ -69,9 +69,10 @@ class PackedWeight:
 class Product:
     """What a weight is multiplied with: y = multiplier x global_scale x quantized(x[order]) @ weight.T + bias.
 
-    quantizer: "none", "int16_group" or a name of `fewbits.kernels.formulas.FORMULAS`, `group_size` (0: the row) the columns of x that
-    share a scale, `scale` and `zero` those of static formulas, `global_scale` nvfp4's multiplier. order: int32 [K],
-    stored column j is column order[j] of x. row_sums: float32 [N], sums of the weight's rows before `multiplier`, for
+    quantizer: "none", "int16_group" (for integer weights; integers with a scale for up to 256 columns of x) or a name
+    of `fewbits.kernels.formulas.FORMULAS`. `group_size` (0: the row): the columns of x that share a scale. `scale` and
+    `zero`: those of static formulas. `global_scale`: nvfp4's multiplier. order: int32 [K], stored column j is column
+    order[j] of x. row_sums: float32 [N], sums of the weight's rows before `multiplier`, for
     formulas with zero points.
     """
 
