@@ -41,6 +41,7 @@ class Variant:
 VARIANTS = (
     Variant("4 bits", FEWBITS, "W4A16 g128", "fewbits", "w4a16"),
     Variant("4 bits", FEWBITS, "W4A16 g128, head too", "fewbits", "w4a16-head"),
+    Variant("4 bits", FEWBITS, "W4A16 g128, int8 asked for", "fewbits_int8", "w4a16-head"),
     Variant("4 bits", FEWBITS, "NVFP4", "fewbits", "nvfp4"),
     Variant("4 bits", "llama.cpp", "Q4_0", "llama_cpp", "llama-q4_0.gguf"),
     Variant("4 bits", "OpenVINO GenAI", "int4 g128, int8 head", "openvino", "openvino-int4"),

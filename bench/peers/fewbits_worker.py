@@ -10,13 +10,14 @@ from typing import Any
 import worker
 
 import fewbits
+from fewbits.plan.activations import Activations
 
 TAKEN = {"f32": "float32", "bf16": "bfloat16", "int16": "int16, a scale for each 128"}
 
 
 class Engine:
-    def __init__(self, model: Path, threads: int) -> None:
-        self._llm = fewbits.LLM(model, threads=threads)
+    def __init__(self, model: Path, threads: int, activations: Activations = "stored") -> None:
+        self._llm = fewbits.LLM(model, threads=threads, activations=activations)
 
     def about(self) -> dict[str, Any]:
         rows = {row.kind: row for row in self._llm.plan.rows if row.kind in ("linear", "head")}

@@ -35,8 +35,8 @@ class Engine(Protocol):
         """What figures and limits depend on.
 
         "version"; "activations": what they are when they are multiplied; "layers", "head": the dot that multiplies
-        them, "f32", "bf16" or "int8"; "bytes" of the weights that a decode step reads; "cache": bytes of a number in
-        the KV cache.
+        them, "f32", "bf16", "int8" or "int16"; "bytes" of the weights that a decode step reads; "cache": bytes of a
+        number in the KV cache.
         """
 
     def decode(self, prompts: list[list[int]], tokens: int) -> Iterator[float]:
