@@ -23,6 +23,9 @@ namespace {
 
 using fewbits::Gemm;
 using fewbits::PackedWeight;
+using fewbits::Product;
+using fewbits::ScaleKind;
+using fewbits::WeightKind;
 using Array = nb::ndarray<nb::ro, nb::device::cpu>;
 
 nb::dict cpu_features() {
@@ -36,6 +39,7 @@ nb::dict cpu_features() {
   d["avx512bw"] = f.avx512bw;
   d["avx512vl"] = f.avx512vl;
   d["avx512dq"] = f.avx512dq;
+  d["avx512_vbmi"] = f.avx512_vbmi;
   d["avx512_vnni"] = f.avx512_vnni;
   d["avx512_bf16"] = f.avx512_bf16;
   return d;
@@ -83,41 +87,66 @@ void fill(PackedWeight& weight, int64_t row_begin, const Array& codes,
   const int64_t rows = static_cast<int64_t>(codes.shape(0));
   const uint8_t* bytes = nullptr;
   switch (weight.kind()) {
-    case fewbits::WeightKind::int4:
-    case fewbits::WeightKind::int8:
+    case WeightKind::int4:
+    case WeightKind::int8:
+    case WeightKind::fp4:
+    case WeightKind::fp8:
       bytes = checked<uint8_t>(codes, "codes", "uint8", {rows, weight.code_row_bytes()});
       break;
-    case fewbits::WeightKind::bf16:
-    case fewbits::WeightKind::f16:
+    case WeightKind::bf16:
+    case WeightKind::f16:
       bytes = reinterpret_cast<const uint8_t*>(
           checked<uint16_t>(codes, "codes", "uint16", {rows, weight.K()}));
       break;
-    case fewbits::WeightKind::f32:
+    case WeightKind::f32:
       bytes = reinterpret_cast<const uint8_t*>(
           checked<float>(codes, "codes", "float32", {rows, weight.K()}));
       break;
   }
   const std::vector<int64_t> shape = {rows, weight.groups()};
-  const float* scales = scale ? checked<float>(*scale, "scale", "float32", shape) : nullptr;
-  const float* zeros = zero ? checked<float>(*zero, "zero", "float32", shape) : nullptr;
+  const void* scales = nullptr;
+  if (scale) {
+    switch (weight.scale()) {
+      case ScaleKind::f32:
+      case ScaleKind::none:
+        scales = checked<float>(*scale, "scale", "float32", shape);
+        break;
+      case ScaleKind::bf16:
+      case ScaleKind::f16:
+        scales = checked<uint16_t>(*scale, "scale", "uint16", shape);
+        break;
+      case ScaleKind::e4m3:
+      case ScaleKind::e8m0:
+        scales = checked<uint8_t>(*scale, "scale", "uint8", shape);
+        break;
+    }
+  }
+  const int8_t* zeros = zero ? checked<int8_t>(*zero, "zero", "int8", shape) : nullptr;
   const nb::gil_scoped_release release;
   weight.fill(row_begin, rows, bytes, scales, zeros);
 }
 
-void make_gemm(Gemm* self, std::vector<std::shared_ptr<PackedWeight>> weights,
-               const std::vector<std::optional<Array>>& biases) {
-  std::vector<std::vector<float>> copies;
-  for (const std::optional<Array>& bias : biases) {
-    if (!bias) {
-      copies.emplace_back();
-      continue;
-    }
-    const int64_t length = bias->ndim() == 1 ? static_cast<int64_t>(bias->shape(0)) : 0;
-    const float* data = checked<float>(*bias, "a bias", "float32", {length});
-    if (length == 0) throw std::invalid_argument("a bias can't be empty");
-    copies.emplace_back(data, data + length);
-  }
-  new (self) Gemm({weights.begin(), weights.end()}, std::move(copies));
+// A vector of any length as a copy; empty for None.
+template <typename T>
+std::vector<T> vector_of(const std::optional<Array>& array, const char* what, const char* type) {
+  if (!array) return {};
+  const int64_t length = array->ndim() == 1 ? static_cast<int64_t>(array->shape(0)) : 0;
+  const T* data = checked<T>(*array, what, type, {length});
+  if (length == 0) throw std::invalid_argument(std::string(what) + " can't be empty");
+  return {data, data + length};
+}
+
+void make_product(Product* self, std::shared_ptr<PackedWeight> weight,
+                  const std::optional<Array>& bias, const std::string& quantizer,
+                  int64_t group_size, float scale, float zero, double global_scale,
+                  double multiplier, const std::optional<Array>& order,
+                  const std::optional<Array>& row_sums) {
+  new (self) Product{std::move(weight),
+                     vector_of<float>(bias, "a bias", "float32"),
+                     {fewbits::quantizer(quantizer), group_size, scale, zero, global_scale},
+                     multiplier,
+                     vector_of<int32_t>(order, "an order", "int32"),
+                     vector_of<float>(row_sums, "row sums", "float32")};
 }
 
 void run(const Gemm& gemm, uintptr_t x, int64_t M, const nb::sequence& y, bool add) {
@@ -156,10 +185,12 @@ NB_MODULE(_native, m) {
       .def(
           "__init__",
           [](PackedWeight* self, const std::string& kind, int64_t N, int64_t K, int64_t group_size,
-             bool zero) {
-            new (self) PackedWeight(fewbits::weight_kind(kind), N, K, group_size, zero);
+             const std::string& scale, bool shared, bool zero) {
+            new (self) PackedWeight(fewbits::weight_kind(kind), N, K, group_size,
+                                    fewbits::scale_kind(scale), shared, zero);
           },
-          nb::arg("kind"), nb::arg("N"), nb::arg("K"), nb::arg("group_size"), nb::arg("zero"))
+          nb::arg("kind"), nb::arg("N"), nb::arg("K"), nb::arg("group_size"), nb::arg("scale"),
+          nb::arg("shared"), nb::arg("zero"))
       .def("fill", &fill, nb::arg("row_begin"), nb::arg("codes").noconvert(),
            nb::arg("scale").noconvert().none(), nb::arg("zero").noconvert().none())
       .def_prop_ro("N", &PackedWeight::N)
@@ -167,8 +198,20 @@ NB_MODULE(_native, m) {
       .def_prop_ro("group_size", &PackedWeight::group_size)
       .def_prop_ro("nbytes", &PackedWeight::nbytes);
 
+  nb::class_<Product>(m, "Product")
+      .def("__init__", &make_product, nb::arg("weight"), nb::arg("bias").noconvert().none(),
+           nb::arg("quantizer") = "none", nb::arg("group_size") = 0, nb::arg("scale") = 1.0f,
+           nb::arg("zero") = 0.0f, nb::arg("global_scale") = 1.0, nb::arg("multiplier") = 1.0,
+           nb::arg("order").noconvert().none() = nb::none(),
+           nb::arg("row_sums").noconvert().none() = nb::none());
+
   nb::class_<Gemm>(m, "Gemm")
-      .def("__init__", &make_gemm, nb::arg("weights"), nb::arg("biases"))
+      .def(
+          "__init__",
+          [](Gemm* self, const std::vector<std::shared_ptr<Product>>& products) {
+            new (self) Gemm({products.begin(), products.end()});
+          },
+          nb::arg("products"))
       .def("run", &run, nb::arg("x"), nb::arg("M"), nb::arg("y"), nb::arg("add"))
       .def_prop_ro("K", &Gemm::K);
 

@@ -28,7 +28,8 @@ CacheKind cache_kind(const std::string& name) {
   if (name == "bf16") return CacheKind::bf16;
   if (name == "f16") return CacheKind::f16;
   if (name == "fp8") return CacheKind::fp8;
-  throw std::invalid_argument("the cache's kind is f32, bf16, f16 or fp8, not " + name);
+  if (name == "int8") return CacheKind::int8;
+  throw std::invalid_argument("the cache's kind is f32, bf16, f16, fp8 or int8, not " + name);
 }
 
 void check_shape(int64_t T, int heads, int kv_heads, int D, int page_size) {
@@ -43,9 +44,9 @@ void check_shape(int64_t T, int heads, int kv_heads, int D, int page_size) {
 }
 
 void check_scales(CacheKind kind, uintptr_t k_scale, uintptr_t v_scale) {
-  const bool wanted = kind == CacheKind::fp8;
+  const bool wanted = kind == CacheKind::fp8 || kind == CacheKind::int8;
   require((k_scale != 0) == wanted && (v_scale != 0) == wanted,
-          "k_scale and v_scale go with an fp8 cache, and with no other");
+          "k_scale and v_scale go with an fp8 or int8 cache, and with no other");
 }
 
 void rope_and_append(uintptr_t q, uintptr_t k, uintptr_t v, int64_t T, int heads, int kv_heads,
@@ -77,8 +78,8 @@ void rope_and_append(uintptr_t q, uintptr_t k, uintptr_t v, int64_t T, int heads
   task.value_cache = at<void>(v_cache);
   task.page_size = page_size;
   task.kind = cache_kind(kind);
-  task.key_scale = at<const float>(k_scale);
-  task.value_scale = at<const float>(v_scale);
+  task.key_scale = at<float>(k_scale);
+  task.value_scale = at<float>(v_scale);
   check_scales(task.kind, k_scale, v_scale);
   for (int64_t t = 0; t < T; ++t) {
     require(task.slots[t] >= 0, "token " + std::to_string(t) + " has a negative slot");

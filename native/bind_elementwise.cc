@@ -38,31 +38,40 @@ void silu_mul(uintptr_t gate, uintptr_t up, uintptr_t y, int64_t T, int64_t I) {
   fewbits::silu_mul(at<const float>(gate), at<const float>(up), at<float>(y), T, I);
 }
 
+int index_of(const std::string& kind) {
+  constexpr const char* kKinds[] = {"int4", "int8", "fp4", "fp8", "bf16", "f16", "f32"};
+  int index = 0;
+  while (index < 7 && kind != kKinds[index]) ++index;
+  require(index < 7, "an embedding's kind is int4, int8, fp4, fp8, bf16, f16 or f32, not " + kind);
+  return index;
+}
+
 // References its arrays (the codes may be a memory map) and keeps them alive.
 class Embedding {
  public:
   Embedding(const std::string& kind, Codes codes, int64_t K, std::optional<Groups> scale,
             std::optional<Groups> zero, int64_t group_size)
       : codes_(codes), scale_(scale), zero_(zero) {
-    const bool int4 = kind == "int4", quantized = int4 || kind == "int8";
-    require(quantized || kind == "bf16" || kind == "f16" || kind == "f32",
-            "an embedding's kind is int4, int8, bf16, f16 or f32, not " + kind);
-    const nb::dlpack::dtype wanted = quantized       ? nb::dtype<uint8_t>()
+    const int index = index_of(kind);
+    table_.kind = static_cast<EmbeddingKind>(index);
+    const bool integers = kind == "int4" || kind == "int8",
+               nibbles = kind == "int4" || kind == "fp4";
+    const bool bytes = nibbles || kind == "int8" || kind == "fp8";
+    const nb::dlpack::dtype wanted = bytes           ? nb::dtype<uint8_t>()
                                      : kind == "f32" ? nb::dtype<float>()
                                                      : nb::dtype<uint16_t>();
     require(codes.dtype() == wanted, "codes of kind " + kind + " are an array of " +
-                                         (quantized       ? "uint8"
+                                         (bytes           ? "uint8"
                                           : kind == "f32" ? "float32"
                                                           : "uint16"));
     const int64_t rows = static_cast<int64_t>(codes.shape(0));
-    const int64_t columns = int4 ? (K + 1) / 2 : K;
+    const int64_t columns = nibbles ? (K + 1) / 2 : K;
     require(K > 0 && static_cast<int64_t>(codes.shape(1)) == columns,
             "codes have " + std::to_string(codes.shape(1)) + " columns where " +
                 std::to_string(columns) + " are expected");
-    require(scale.has_value() == quantized,
-            quantized ? "integer codes need scales" : "only integer codes have scales");
-    require(quantized || !zero, "only integer codes have zero points");
-    if (quantized) {
+    require(scale.has_value() || !integers, "integer codes need scales");
+    require(integers || !zero, "only integer codes have zero points");
+    if (scale) {
       require(group_size > 0, "the group size must be positive");
       const int64_t groups = (K + group_size - 1) / group_size;
       const auto fits = [&](const Groups& array) {
@@ -74,11 +83,6 @@ class Embedding {
       require(fits(*scale), "the scales must be an array" + shape);
       require(!zero || fits(*zero), "the zero points must be an array" + shape);
     }
-    table_.kind = int4             ? EmbeddingKind::int4
-                  : kind == "int8" ? EmbeddingKind::int8
-                  : kind == "bf16" ? EmbeddingKind::bf16
-                  : kind == "f16"  ? EmbeddingKind::f16
-                                   : EmbeddingKind::f32;
     table_.codes = static_cast<const uint8_t*>(codes.data());
     table_.rows = rows;
     table_.K = K;

@@ -12,7 +12,8 @@
 namespace fewbits {
 namespace {
 
-constexpr Tier kTiers[] = {Tier::ref, Tier::avx2, Tier::avx512, Tier::avx512_bf16};
+constexpr Tier kTiers[] = {Tier::ref,    Tier::avx2,        Tier::avx2_vnni,
+                           Tier::avx512, Tier::avx512_vnni, Tier::avx512_bf16};
 
 #if defined(__x86_64__)
 
@@ -44,6 +45,7 @@ CpuFeatures detect() {
   f.avx512dq = zmm && (b >> 17 & 1);
   f.avx512bw = zmm && (b >> 30 & 1);
   f.avx512vl = zmm && (b >> 31 & 1);
+  f.avx512_vbmi = zmm && (c >> 1 & 1);
   f.avx512_vnni = zmm && (c >> 11 & 1);
   if (last_subleaf < 1 || !__get_cpuid_count(7, 1, &a, &b, &c, &d)) return f;
   f.avx_vnni = a >> 4 & 1;
@@ -66,10 +68,14 @@ bool supported(Tier tier) {
       return true;
     case Tier::avx2:
       return avx2;
+    case Tier::avx2_vnni:
+      return avx2 && f.avx_vnni;
     case Tier::avx512:
       return avx512;
+    case Tier::avx512_vnni:
+      return avx512 && f.avx512_vnni;
     case Tier::avx512_bf16:
-      return avx512 && f.avx512_bf16;
+      return avx512 && f.avx512_vnni && f.avx512_vbmi && f.avx512_bf16;
   }
   return false;
 }
@@ -100,8 +106,12 @@ const char* name(Tier tier) {
       return "ref";
     case Tier::avx2:
       return "avx2";
+    case Tier::avx2_vnni:
+      return "avx2_vnni";
     case Tier::avx512:
       return "avx512";
+    case Tier::avx512_vnni:
+      return "avx512_vnni";
     case Tier::avx512_bf16:
       return "avx512_bf16";
   }

@@ -1,7 +1,8 @@
 // What this CPU and operating system can run, and the tier that all kernel families use.
 //
-// Tiers are ordered: each one's machines run those before it. A family without a file for the
-// chosen tier takes the highest one below it. The environment variable FEWBITS_ISA forces a tier.
+// Tiers are ordered: a family without a file for the chosen tier takes the highest one below it
+// that its machines run, which is all but avx2_vnni. The environment variable FEWBITS_ISA forces a
+// tier.
 #pragma once
 
 #include <string>
@@ -9,7 +10,8 @@
 
 namespace fewbits {
 
-enum class Tier { ref, avx2, avx512, avx512_bf16 };
+// avx2_vnni asks for AVX-VNNI, which machines with AVX-512 may lack; these don't need it.
+enum class Tier { ref, avx2, avx2_vnni, avx512, avx512_vnni, avx512_bf16 };
 
 const char* name(Tier tier);
 
@@ -23,6 +25,7 @@ struct CpuFeatures {
   bool avx512bw = false;
   bool avx512vl = false;
   bool avx512dq = false;
+  bool avx512_vbmi = false;
   bool avx512_vnni = false;
   bool avx512_bf16 = false;
 };

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import make
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
@@ -20,7 +21,6 @@ from fewbits import cli
 
 FIXTURES = Path(__file__).parent / "fixtures"
 MODEL = FIXTURES / "w4a16-asym-g32-head-f32"  # runs natively; no tokenizer
-REFERENCE_ONLY = FIXTURES / "fp8-dynamic"
 EXAMPLE = Path(__file__).parents[1] / "examples" / "stdlib-lm" / "w4a16-asym"
 COMMAND = [sys.executable, "-m", "fewbits"]
 IDS = ["--prompt-ids", "5,9,33"]
@@ -114,6 +114,7 @@ def test_the_checkpoints_own_sampling_is_shown_and_used_when_asked_for(with_samp
         (("run", MODEL), "nothing to continue"),
         (("run", MODEL, "--prompt", "a", "--prompt-ids", "1"), "not allowed with"),
         (("run", MODEL, "--prompt-ids", "1,x"), "takes numbers"),
+        (("run", MODEL, "--prompt-ids", "1", "--kv-dtype", "fp8"), "invalid choice"),
         (("run", MODEL, "--prompt-ids", ""), "at least one"),
         (("run", MODEL, "--prompt-ids", "96"), "token 96"),
         (("run", MODEL, "--prompt-ids", "1", "--chat"), "--chat"),
@@ -126,7 +127,6 @@ def test_the_checkpoints_own_sampling_is_shown_and_used_when_asked_for(with_samp
         (("run", MODEL, *IDS, "--logits", MODEL / "no" / "folder"), "can't be written"),
         (("run", MODEL / "no" / "folder", *IDS), "no folder"),
         (("run", FIXTURES, *IDS), "config.json"),
-        (("run", REFERENCE_ONLY, *IDS), "--allow-reference"),
         (("inspect",), "nothing to inspect"),
         (("inspect", MODEL, "--system"), "--system"),
         (("inspect", FIXTURES), "config.json"),
@@ -148,8 +148,12 @@ def test_debug_shows_the_traceback_as_well() -> None:
     assert "Traceback" in done.stderr and "error: " in done.stderr
 
 
-def test_layers_without_a_native_kernel_run_when_allowed() -> None:
-    done = fewbits("run", REFERENCE_ONLY, *IDS, "--allow-reference", "--json", "--max-tokens", "2")
+def test_layers_without_a_native_kernel_run_when_allowed(tmp_path: Path) -> None:
+    tensors = make.llama_tensors(q_proj=make.dense(64, 64, np.float64))
+    run = ("run", make.write(tmp_path, tensors, make.llama()), *IDS, "--max-tokens", "2")
+    done = fewbits(*run)
+    assert done.returncode == 2 and "--allow-reference" in done.stderr and not done.stdout
+    done = fewbits(*run, "--allow-reference")
     assert done.returncode == 0, done.stderr
 
 

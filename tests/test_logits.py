@@ -17,6 +17,7 @@ import pytest
 
 from fewbits.checkpoint.files import TensorReader, read_header
 from fewbits.engine.kvcache import KVCache, Part
+from fewbits.kernels.formulas import FORMULAS
 from fewbits.kernels.reference import activations
 from fewbits.kernels.reference import linear as reference_linear
 from fewbits.kernels.reference.activations import Quantized, Statics
@@ -162,7 +163,7 @@ def test_logits_with_the_owners_quantization_of_inputs_are_the_owners(monkeypatc
     look back at it, differ by a step. int8 over 127.5 has its own extremes at such midpoints, so that any of its
     fixtures may lose tokens, and which do so depends on the machine's instruction set.
     """
-    monkeypatch.setattr(activations, "quantizer", lambda act: producers)
+    monkeypatch.setattr(activations, "_QUANTIZERS", dict.fromkeys(FORMULAS, producers))
     sharp, tokens = 0, 0
     for name in sorted(set(QUANTIZED) - set(CACHES)):
         values = expected(name)

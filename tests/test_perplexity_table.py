@@ -20,7 +20,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
 
 import heldout
 import perplexity_report as report
-from perplexity_plot import Mark, plot, ticks
+from perplexity_plot import Mark, plot
+from svg import ticks
 
 ROOT = Path(__file__).resolve().parents[1]
 ORIGINAL = ROOT / "examples" / "stdlib-lm" / "bf16"

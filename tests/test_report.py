@@ -318,10 +318,17 @@ def test_the_table_of_a_fixture():
     text = table(inspect(FIXTURES / "tiny-w8a8-kv-fp8"))
     assert text.startswith("llama, compressed-tensors, 12,128 parameters in 15.6 kB: ")
     line = next(line for line in text.splitlines() if "q_proj" in line)
-    assert "int8 channel × int8 token dynamic" in line and "reference.linear" in line
+    assert "int8 channel × int8 token dynamic" in line and "cpu.dot_int8" in line
     assert "config_groups.group_0, target Linear" in line
-    assert "why not native:" in text and "unquantized activations" in text
+    assert "why not native:" not in text
     assert "memory: " in text and "32 B of KV cache a token" in text
+
+
+def test_the_table_says_why_something_is_slow(tmp_path):
+    text = table(inspect(write(tmp_path, llama_tensors(q_proj=dense(64, 64, np.float64)), llama())))
+    assert "reference.linear" in next(line for line in text.splitlines() if "q_proj" in line)
+    assert "why not native:" in text and "reference: float64: " in text
+    assert "cpu.dot_bf16: floats of 16 or 32 bits" in text
 
 
 def test_the_table_shows_what_is_wrong(tmp_path):

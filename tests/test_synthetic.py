@@ -1,4 +1,4 @@
-"""tools/make_synthetic.py: what it makes is what it says, planned without a warning, and runs."""
+"""tools/make_synthetic.py: what it makes is what it says, planned without a warning, and runs natively."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ SPECS = {
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_every_scheme_is_planned_without_a_warning_and_runs(tmp_path: Path, scheme: str, head: bool) -> None:
     make(tmp_path / "made", scheme, TINY, head)
-    llm = fewbits.LLM(tmp_path / "made", allow_reference=True)
+    llm = fewbits.LLM(tmp_path / "made")
     assert llm.warnings == [] and llm.plan.leftover_tensors == []
     specs = {row.name: str(row.spec) for row in llm.plan.rows if row.kind in ("linear", "head")}
     assert specs.pop("lm_head") == SPECS[scheme if head else "bf16"]

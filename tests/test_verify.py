@@ -88,7 +88,11 @@ def test_what_real_tools_wrote_passes(name: str) -> None:
     assert found.first_problem is None and found.not_run is None
     assert found.logits is not None and found.logits.tokens == 24
     assert found.logits.argmax_agreement >= 0.8
-    assert found.logits.relative_difference is not None and found.logits.relative_difference <= 0.02
+    # Where inputs are quantized, the last bit of a sum decides a code now and then, and all that follows is quantized
+    # otherwise: as far as rounding the reference's own inputs to bfloat16 takes it, which is what the bound is made of.
+    quantized = any(one.spec.act is not None for one in found.modules)
+    limit = found.logits.bound if quantized else 0.02
+    assert found.logits.relative_difference is not None and found.logits.relative_difference <= limit
     for one in found.modules:
         assert one.error is not None and one.bound is not None
         assert one.error <= one.bound < 0.01, one  # a share of |x| |w|: never more than bfloat16's rounding
@@ -315,7 +319,14 @@ def test_json_is_one_object_with_the_promised_keys(capsys: pytest.CaptureFixture
     assert all(set(one) == keys for one in found["modules"])
     by_name = {one["name"]: one for one in found["modules"]}
     assert by_name[UP]["spec"] == "uint4 g32 asym × a16" and by_name[UP]["executed_as"] == "native"
-    assert by_name["model.layers.0.self_attn.q_proj"]["kernel"] == "reference.linear"
+    assert by_name["model.layers.0.self_attn.q_proj"]["kernel"] == "cpu.dot_int8"
+
+
+def test_what_has_no_native_kernel_is_checked_in_the_reference(tmp_path: Path) -> None:
+    tensors = make.llama_tensors(up_proj=make.dense(96, 64, np.float64))
+    found = verify(make.write(tmp_path, tensors, make.llama()))
+    assert found.ok and module(found, UP).executed_as == "reference"
+    assert module(found, DOWN).executed_as == "native"
 
 
 def test_json_of_a_broken_one_is_an_object_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

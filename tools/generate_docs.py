@@ -6,7 +6,9 @@ docs/errors.md   the table of codes
 docs/cli.md      the options of every command
 docs/gallery.md  checkpoints that go wrong elsewhere (tools/gallery.py)
 README.md        between its markers: the support table, the example's plan, the perplexities
+bench/README.md  between its markers: the comparison with peers (bench/compare.py)
 examples/stdlib-lm/perplexity.svg   the plot of the perplexities (tools/perplexity_report.py)
+bench/results/comparison.svg        the plot of the comparison
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import io
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from fewbits.checkpoint.config import Config
@@ -30,7 +33,7 @@ from fewbits.report import print_table
 from fewbits.spec import QuantSpec, WeightSpec, dense
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.append(str(ROOT / "tools"))  # where this file isn't run as a program
+sys.path += [str(ROOT / "tools"), str(ROOT / "bench")]  # the first where this file isn't run as a program
 EXAMPLE = "examples/stdlib-lm/w4a16-asym"
 BEGIN, END = "<!-- generated: {} -->", "<!-- end -->"
 
@@ -138,21 +141,30 @@ def perplexity_tables() -> str:
     return perplexity_report.table(perplexity_report.Results(perplexity_report.read()))
 
 
-SECTIONS: dict[str, Callable[[], str]] = {
+def comparison_tables() -> str:
+    import comparison
+    import comparison_table
+
+    return comparison_table.tables(comparison.read(), comparison.read_machine())
+
+
+Sections = dict[str, Callable[[], str]]
+README: Sections = {
     "support": support_tables,
     "inspect": inspect_table,
     "perplexity": perplexity_tables,
 }
+BENCH: Sections = {"comparison": comparison_tables}
 
 
-def readme() -> str:
-    """The README with its generated sections made anew."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    for name, section in SECTIONS.items():
+def with_sections(page: str, sections: Sections) -> str:
+    """A page with its generated sections made anew."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for name, section in sections.items():
         begin = BEGIN.format(name)
         before, found, rest = text.partition(begin)
         if not found:
-            raise SystemExit(f"README.md has no line {begin}")
+            raise SystemExit(f"{page} has no line {begin}")
         _, _, after = rest.partition(END)
         text = f"{before}{begin}\n{section()}{END}{after}"
     return text
@@ -170,12 +182,21 @@ def perplexity_plot() -> str:
     return perplexity_report.svg(perplexity_report.Results(perplexity_report.read()))
 
 
+def comparison_plot() -> str:
+    import comparison
+    from comparison_plot import plot
+
+    return plot(comparison.read())
+
+
 PAGES: dict[str, Callable[[], str]] = {
     "docs/errors.md": errors_page,
     "docs/cli.md": cli_page,
     "docs/gallery.md": gallery_page,
-    "README.md": readme,
+    "README.md": partial(with_sections, "README.md", README),
+    "bench/README.md": partial(with_sections, "bench/README.md", BENCH),
     "examples/stdlib-lm/perplexity.svg": perplexity_plot,
+    "bench/results/comparison.svg": comparison_plot,
 }
 
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
+
+from svg import BAND, GRID, TEXT, document, text, ticks
 
 LEFT, RIGHT, TOP, ROW, WIDTH = 110, 30, 62, 40, 760
 LANE = 10  # between the heads of one scheme
 COLOURS = {"bf16": "#1f5fa8", "int8": "#2e8b57", "int4": "#d2691e"}
-TEXT, GRID, BAND = "#24292f", "#d0d7de", "#f6f8fa"
 
 
 @dataclass(frozen=True)
@@ -23,14 +22,6 @@ class Mark:
     head: str
 
 
-def ticks(low: float, high: float) -> list[float]:
-    """Round numbers around low … high, four to ten of them."""
-    step = 10 ** math.floor(math.log10(high - low))
-    step *= next(factor for factor in (0.2, 0.5, 1.0, 2.0) if (high - low) / (step * factor) <= 8)
-    first, last = math.floor(low / step), math.ceil(high / step)
-    return [round(number * step, 6) for number in range(first, last + 1)]
-
-
 def plot(marks: Sequence[Mark], schemes: Sequence[str], heads: Sequence[str], tokens: int) -> str:
     values = [value for mark in marks for value in (mark.fewbits, mark.peer)]
     scale = ticks(min(values), max(values))
@@ -39,15 +30,7 @@ def plot(marks: Sequence[Mark], schemes: Sequence[str], heads: Sequence[str], to
     def x(value: float) -> str:
         return f"{LEFT + (value - scale[0]) / (scale[-1] - scale[0]) * (WIDTH - LEFT - RIGHT):.1f}"
 
-    def text(at: str, y: float, words: str, anchor: str) -> str:
-        return f'<text x="{at}" y="{y:g}" text-anchor="{anchor}">{escape(words)}</text>'
-
-    lines = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {bottom + 38}" width="{WIDTH}"'
-        f' font-family="sans-serif" font-size="13" fill="{TEXT}">',
-        f"<title>Perplexity of the example over {tokens} tokens, by scheme and head</title>",
-        f'<rect width="{WIDTH}" height="{bottom + 38}" fill="#ffffff"/>',
-    ]
+    lines = []
     for number, head in enumerate(heads):
         at = LEFT + 130 * number
         lines.append(f'<circle cx="{at}" cy="20" r="4.5" fill="{COLOURS[head]}"/>')
@@ -66,11 +49,12 @@ def plot(marks: Sequence[Mark], schemes: Sequence[str], heads: Sequence[str], to
     for number, scheme in enumerate(schemes):
         if number % 2 == 0:
             band = f'<rect y="{TOP - LANE + ROW * number}" width="{WIDTH}" height="{ROW}" fill="{BAND}"/>'
-            lines.insert(3, band)
+            lines.insert(0, band)
         lines.append(text(f"{LEFT - 14}", TOP + ROW * number + LANE + 4.5, scheme, "end"))
     for mark in marks:
         y = TOP + ROW * list(schemes).index(mark.scheme) + LANE * list(heads).index(mark.head)
         colour = COLOURS[mark.head]
         lines.append(f'<circle cx="{x(mark.peer)}" cy="{y}" r="6.5" fill="none" stroke="{colour}"/>')
         lines.append(f'<circle cx="{x(mark.fewbits)}" cy="{y}" r="3.5" fill="{colour}"/>')
-    return "\n".join([*lines, "</svg>"]) + "\n"
+    title = f"Perplexity of the example over {tokens} tokens, by scheme and head"
+    return document(WIDTH, bottom + 38, title, lines)

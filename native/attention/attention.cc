@@ -5,8 +5,8 @@
 #include <limits>
 #include <vector>
 
+#include "attention/visible.h"
 #include "cpu.h"
-#include "elementwise/elementwise.h"
 #include "memory.h"
 #include "threads.h"
 
@@ -15,7 +15,7 @@ namespace {
 
 // Rows of one kv head that share a reading of the cache: its conversion to f32 is then a small part
 // of the work, and rows, keys and values of a block stay in the second-level cache.
-constexpr int kRowsPerItem = 64;
+constexpr int kRowsPerItem = 128;
 
 // Below these amounts of work (multiply-adds; channels), which take a core some 8 us, waking the
 // pool costs more than it saves.
@@ -23,136 +23,67 @@ constexpr int64_t kParallelAttend = 1 << 17;
 constexpr int64_t kParallelAppend = 1 << 14;
 
 const AttentionKernels& kernels() {
-  static const AttentionKernels chosen = [] {
+  static const AttentionKernels& chosen = []() -> const AttentionKernels& {
 #if defined(__x86_64__)
-    if (tier() >= Tier::avx512) return AttentionKernels{attend_block_avx512, append_tokens_avx512};
-    if (tier() >= Tier::avx2) return AttentionKernels{attend_block_avx2, append_tokens_avx2};
+    if (tier() >= Tier::avx512_bf16) return attention_kernels_avx512_bf16();
+    if (tier() >= Tier::avx512) return attention_kernels_avx512();
+    if (tier() >= Tier::avx2) return attention_kernels_avx2();
 #endif
-    return AttentionKernels{attend_block_ref, append_tokens_ref};
+    return attention_kernels_ref();
   }();
   return chosen;
 }
 
-int64_t element_size(CacheKind kind) {
-  return kind == CacheKind::f32 ? 4 : kind == CacheKind::fp8 ? 1 : 2;
+// Of Running: contiguous, so that it can be kept between two phases.
+int64_t running_floats(int rows, int stride) {
+  return (static_cast<int64_t>(rows) * (stride + 2) + 15) / 16 * 16;
 }
 
-// The softmax of some rows over some positions. Contiguous, so that it can be kept between two
-// phases: [rows] maxima, [rows] sums, [rows][stride] weighted values.
-struct Part {
-  float* maximum;
-  float* sum;
-  float* accumulator;
+Running running_at(float* memory, int rows, int stride) {
+  float* maximum = memory + static_cast<int64_t>(rows) * stride;
+  return {maximum, maximum + rows, memory};
+}
 
-  Part(float* memory, int rows, int stride)
-      : maximum(memory + static_cast<int64_t>(rows) * stride),
-        sum(maximum + rows),
-        accumulator(memory) {}
+void clear(const Running& running, int rows, int stride) {
+  std::fill_n(running.maximum, rows, -std::numeric_limits<float>::infinity());
+  std::fill_n(running.sum, rows, 0.0f);
+  std::fill_n(running.accumulator, static_cast<int64_t>(rows) * stride, 0.0f);
+}
 
-  static int64_t floats(int rows, int stride) {
-    return (static_cast<int64_t>(rows) * (stride + 2) + 15) / 16 * 16;
-  }
-
-  void clear(int rows, int stride) {
-    std::fill_n(maximum, rows, -std::numeric_limits<float>::infinity());
-    std::fill_n(sum, rows, 0.0f);
-    std::fill_n(accumulator, static_cast<int64_t>(rows) * stride, 0.0f);
-  }
-
-  // Adds a part that covers later positions.
-  void merge(const Part& later, int rows, int stride) {
-    for (int r = 0; r < rows; ++r) {
-      if (later.sum[r] == 0.0f) continue;
-      const float now = std::max(maximum[r], later.maximum[r]);
-      float weights[2] = {maximum[r] - now, later.maximum[r] - now};
-      exp_negative(weights, weights, 2);
-      maximum[r] = now;
-      sum[r] = sum[r] * weights[0] + later.sum[r] * weights[1];
-      float* mine = accumulator + static_cast<int64_t>(r) * stride;
-      const float* other = later.accumulator + static_cast<int64_t>(r) * stride;
-      for (int d = 0; d < stride; ++d) mine[d] = mine[d] * weights[0] + other[d] * weights[1];
-    }
-  }
-};
-
-// Some query rows of one sequence for one kv head, over the blocks of [begin, end) positions. Its
+// Some query rows of one sequence for one kv head, over the chunks of [begin, end) positions. Its
 // rows are (token, head within the group), token by token.
 struct Item {
   int sequence, kv_head;
   int token_begin, token_end;  // rows of the batch
-  int64_t begin, end;          // positions; begin is a multiple of kKeyBlock
+  int64_t begin, end;          // positions; begin is a multiple of kChunk
 };
-
-// What one row of the batch sees: positions [first, last). In a listed sequence, those from `past`
-// on are the sequence's rows listed[position - past].
-struct Visible {
-  int64_t first, last;
-  std::vector<int32_t> listed;
-};
-
-int past_of(const Attend& task, int sequence) {
-  return task.kv_len[sequence] - (task.query_start[sequence + 1] - task.query_start[sequence]);
-}
-
-// Whether the rows of a sequence must be looked up one by one: they see a choice of each other.
-bool is_listed(const Attend& task, int sequence) {
-  if (task.mask) return true;
-  if (task.window == 0) return false;
-  const int begin = task.query_start[sequence], end = task.query_start[sequence + 1];
-  for (int t = begin; t < end; ++t) {
-    if (task.positions[t] != past_of(task, sequence) + (t - begin)) return true;
-  }
-  return false;
-}
-
-Visible visible_to(const Attend& task, int sequence, int token, bool listed) {
-  const int begin = task.query_start[sequence], end = task.query_start[sequence + 1];
-  const int64_t past = past_of(task, sequence);
-  const int64_t lowest = task.window ? task.positions[token] - task.window + 1 : INT64_MIN;
-  if (!listed) {
-    const int64_t last = past + (token - begin) + 1;
-    return {std::clamp<int64_t>(lowest, 0, last), last, {}};
-  }
-  Visible sees{std::clamp<int64_t>(lowest, 0, past), past, {}};
-  for (int other = begin; other < end; ++other) {
-    const bool ancestor = task.mask ? task.mask[token * task.T + other] != 0 : other <= token;
-    if (!ancestor) continue;
-    const bool in_window = task.window == 0 || task.positions[other] >= lowest;
-    // Ancestors that the window has left keep their position, as older entries do.
-    const bool none_seen = sees.first == past + static_cast<int64_t>(sees.listed.size());
-    if (!in_window && !none_seen) continue;
-    sees.listed.push_back(other - begin);
-    if (!in_window) ++sees.first;
-  }
-  sees.last = past + static_cast<int64_t>(sees.listed.size());
-  return sees;
-}
 
 // A thread's working memory, kept from call to call.
 struct Scratch {
   Buffer buffer;
-  float *query, *keys, *values, *scores;
-  float *part, *total;
+  float *query, *keys, *values, *scores, *accumulator, *total;
   int32_t *first, *last;
-  const void* key_rows[kKeyBlock + kLookAhead];
-  const void* value_rows[kKeyBlock + kLookAhead];
+  const void* key_rows[kChunk + kLookAhead];
+  const void* value_rows[kChunk + kLookAhead];
+  alignas(64) float key_scales[kChunk];
+  alignas(64) float value_scales[kChunk];
 
   void reserve(int rows, int stride) {
     const int64_t query_floats = static_cast<int64_t>(rows) * stride;
-    const int64_t block_floats = static_cast<int64_t>(kKeyBlock) * stride;
-    const int64_t score_floats = static_cast<int64_t>(rows) * kKeyBlock;
-    const int64_t part_floats = Part::floats(rows, stride);
+    const int64_t block_floats = static_cast<int64_t>(kChunk) * stride;
+    const int64_t score_floats = static_cast<int64_t>(rows) * kChunk;
+    const int64_t total_floats = running_floats(rows, stride);
     const int64_t range_floats = (rows + 15) / 16 * 16;
     const int64_t floats =
-        query_floats + 2 * block_floats + score_floats + 2 * part_floats + 2 * range_floats;
+        2 * query_floats + 2 * block_floats + score_floats + total_floats + 2 * range_floats;
     if (buffer.bytes() < floats * sizeof(float)) buffer = Buffer(floats * sizeof(float));
     query = buffer.as<float>();
     keys = query + query_floats;
     values = keys + block_floats;
     scores = values + block_floats;
-    part = scores + score_floats;
-    total = part + part_floats;
-    first = reinterpret_cast<int32_t*>(total + part_floats);
+    accumulator = scores + score_floats;
+    total = accumulator + query_floats;
+    first = reinterpret_cast<int32_t*>(total + total_floats);
     last = first + range_floats;
   }
 };
@@ -194,7 +125,7 @@ class Attention {
         Item item{sequence, h, std::max(begin, token_end - tokens), token_end, INT64_MAX, 0};
         for (int t = item.token_begin; t < token_end; ++t) {
           const Visible& sees = sees_[t];
-          item.begin = std::min(item.begin, sees.first / kKeyBlock * kKeyBlock);
+          item.begin = std::min(item.begin, sees.first / kChunk * kChunk);
           item.end = std::max(item.end, sees.last);
           work_ += 2 * (sees.last - sees.first) * group_ * task_.D;
         }
@@ -221,7 +152,7 @@ class Attention {
     first_chunk.push_back(static_cast<int64_t>(chunks.size()));
     std::vector<int64_t> offsets{0};
     for (const Item& chunk : chunks) {
-      offsets.push_back(offsets.back() + Part::floats(rows_of(chunk), stride_));
+      offsets.push_back(offsets.back() + running_floats(rows_of(chunk), stride_));
     }
     const Buffer parts(offsets.back() * sizeof(float));
     auto run_chunks = [&](int64_t begin, int64_t end) {
@@ -234,10 +165,11 @@ class Attention {
       for (int64_t i = begin; i < end; ++i) {
         const int rows = rows_of(items_[i]);
         scratch_.reserve(rows, stride_);
-        Part total(scratch_.total, rows, stride_);
+        const Running total = running_at(scratch_.total, rows, stride_);
         start_total(items_[i], total);
         for (int64_t c = first_chunk[i]; c < first_chunk[i + 1]; ++c) {
-          total.merge(Part(parts.as<float>() + offsets[c], rows, stride_), rows, stride_);
+          const Running part = running_at(parts.as<float>() + offsets[c], rows, stride_);
+          kernels().merge(total, part, rows, stride_);
         }
         finish(items_[i], total);
       }
@@ -251,64 +183,63 @@ class Attention {
     const int rows = rows_of(item), tokens = item.token_end - item.token_begin;
     scratch.reserve(rows, stride_);
     load_queries(item, scratch.query);
-    Part part(part_memory ? part_memory : scratch.part, rows, stride_);
-    Part total(scratch.total, rows, stride_);
+    const Running total = running_at(part_memory ? part_memory : scratch.total, rows, stride_);
     if (part_memory) {
-      part.clear(rows, stride_);
+      clear(total, rows, stride_);
     } else {
       start_total(item, total);
     }
     const int64_t past = past_of(task_, item.sequence);
-    const int64_t shared_end = listed_[item.sequence] ? past / kKeyBlock * kKeyBlock : item.end;
-    for (int64_t block = item.begin; block < item.end; block += kKeyBlock) {
-      if (!part_memory && (block == item.begin || block % kChunk == 0)) part.clear(rows, stride_);
-      if (block < shared_end) {
-        run_block(scratch, item, part, 0, tokens, block, std::min(shared_end, item.end));
+    const int64_t shared_end = listed_[item.sequence] ? past / kChunk * kChunk : item.end;
+    for (int64_t chunk = item.begin; chunk < item.end; chunk += kChunk) {
+      if (chunk < shared_end) {
+        run_chunk(scratch, item, total, 0, tokens, chunk, std::min(shared_end, item.end));
       } else {
-        for (int t = 0; t < tokens; ++t) run_block(scratch, item, part, t, t + 1, block, block);
+        for (int t = 0; t < tokens; ++t) run_chunk(scratch, item, total, t, t + 1, chunk, chunk);
       }
-      const int64_t next = block + kKeyBlock;
-      const bool ends_chunk = next >= item.end || next % kChunk == 0;
-      if (ends_chunk && !part_memory) total.merge(part, rows, stride_);
     }
     if (!part_memory) finish(item, total);
   }
 
   void load_queries(const Item& item, float* query) const {
-    const float scale = task_.scale * (task_.key_scale ? task_.key_scale[item.kv_head] : 1.0f);
+    const bool fp8 = task_.kind == CacheKind::fp8;
+    const float scale = task_.scale * (fp8 ? task_.key_scale[item.kv_head] : 1.0f);
+    float* row = query;
     for (int t = item.token_begin; t < item.token_end; ++t) {
       const float* source =
           task_.query + (static_cast<int64_t>(t) * task_.heads + item.kv_head * group_) * task_.D;
-      for (int g = 0; g < group_; ++g, query += stride_, source += task_.D) {
-        for (int d = 0; d < task_.D; ++d) query[d] = source[d] * scale;
+      for (int g = 0; g < group_; ++g, row += stride_, source += task_.D) {
+        for (int d = 0; d < task_.D; ++d) row[d] = source[d] * scale;
+        for (int d = task_.D; d < stride_; ++d) row[d] = 0.0f;
       }
+    }
+    if (kernels().prepare_queries) {
+      kernels().prepare_queries(task_.kind, query, rows_of(item), stride_);
     }
   }
 
-  // The rows of the item's tokens [token_begin, token_end) against one block. Positions below
+  // The rows of the item's tokens [token_begin, token_end) against one chunk. Positions below
   // `shared_end` are the same entries for all of them.
-  void run_block(Scratch& scratch, const Item& item, const Part& part, int token_begin,
-                 int token_end, int64_t block_begin, int64_t shared_end) {
+  void run_chunk(Scratch& scratch, const Item& item, const Running& total, int token_begin,
+                 int token_end, int64_t chunk_begin, int64_t shared_end) {
     int64_t lowest = INT64_MAX, highest = 0;
     for (int t = token_begin; t < token_end; ++t) {
       const Visible& sees = sees_[item.token_begin + t];
-      const int first =
-          static_cast<int>(std::clamp<int64_t>(sees.first - block_begin, 0, kKeyBlock));
-      const int last = static_cast<int>(std::clamp<int64_t>(sees.last - block_begin, 0, kKeyBlock));
+      const int first = static_cast<int>(std::clamp<int64_t>(sees.first - chunk_begin, 0, kChunk));
+      const int last = static_cast<int>(std::clamp<int64_t>(sees.last - chunk_begin, 0, kChunk));
       std::fill_n(scratch.first + t * group_, group_, first);
       std::fill_n(scratch.last + t * group_, group_, last);
       if (sees.first >= sees.last) continue;
       lowest = std::min(lowest, sees.first);
       highest = std::max(highest, sees.last);
     }
-    if (lowest >= block_begin + kKeyBlock || highest <= block_begin) return;
-    const int begin = static_cast<int>(std::max<int64_t>(lowest - block_begin, 0));
-    const int end = static_cast<int>(std::min<int64_t>(highest - block_begin, kKeyBlock));
-    const int64_t look_ahead =
-        std::min({highest, shared_end, block_begin + kKeyBlock + kLookAhead});
-    fill_pointers(scratch, item, sees_[item.token_begin + token_begin], block_begin,
-                  block_begin + begin, std::max(block_begin + end, look_ahead));
-    AttendBlock task;
+    if (lowest >= chunk_begin + kChunk || highest <= chunk_begin) return;
+    const int begin = static_cast<int>(std::max<int64_t>(lowest - chunk_begin, 0));
+    const int end = static_cast<int>(std::min<int64_t>(highest - chunk_begin, kChunk));
+    const int64_t look_ahead = std::min({highest, shared_end, chunk_begin + kChunk + kLookAhead});
+    fill_pointers(scratch, item, sees_[item.token_begin + token_begin], chunk_begin,
+                  chunk_begin + begin, std::max(chunk_begin + end, look_ahead));
+    AttendChunk task;
     const int64_t row = static_cast<int64_t>(token_begin) * group_;
     task.rows = (token_end - token_begin) * group_;
     task.D = task_.D;
@@ -317,31 +248,31 @@ class Attention {
     task.query = scratch.query + row * stride_;
     task.keys = scratch.key_rows;
     task.values = scratch.value_rows;
+    task.key_scales = task_.kind == CacheKind::int8 ? scratch.key_scales : nullptr;
+    task.value_scales = task_.kind == CacheKind::int8 ? scratch.value_scales : nullptr;
     task.begin = begin;
     task.end = end;
     task.first = scratch.first + row;
     task.last = scratch.last + row;
-    task.maximum = part.maximum + row;
-    task.sum = part.sum + row;
-    task.accumulator = part.accumulator + row * stride_;
+    task.total = {total.maximum + row, total.sum + row, total.accumulator + row * stride_};
     task.key_scratch = scratch.keys;
     task.value_scratch = scratch.values;
     task.score_scratch = scratch.scores;
-    kernels().attend_block(task);
+    task.accumulator_scratch = scratch.accumulator;
+    kernels().attend_chunk(task);
   }
 
-  // Addresses of positions [begin, end), the first of which is in the block; before and after them
-  // the first one's is repeated.
-  void fill_pointers(Scratch& scratch, const Item& item, const Visible& sees, int64_t block,
+  // Addresses and scales of positions [begin, end), the first of which is in the chunk; before and
+  // after them the first one's is repeated.
+  void fill_pointers(Scratch& scratch, const Item& item, const Visible& sees, int64_t chunk,
                      int64_t begin, int64_t end) const {
     const int64_t row_bytes = task_.D * element_size(task_.kind);
     const int64_t past = past_of(task_, item.sequence);
     const int32_t* pages =
         task_.block_table + static_cast<int64_t>(item.sequence) * task_.max_pages;
-    const auto offset_of = [&](int64_t entry) {
+    const auto row_of = [&](int64_t entry) {
       const int64_t page = pages[entry / task_.page_size];
-      return ((page * task_.kv_heads + item.kv_head) * task_.page_size + entry % task_.page_size) *
-             row_bytes;
+      return (page * task_.kv_heads + item.kv_head) * task_.page_size + entry % task_.page_size;
     };
     const char* key_cache = static_cast<const char*>(task_.key_cache);
     const char* value_cache = static_cast<const char*>(task_.value_cache);
@@ -354,23 +285,30 @@ class Attention {
         run = std::min(end - position, task_.page_size - entry % task_.page_size);
         if (listed_[item.sequence]) run = std::min(run, past - position);
       }
-      int64_t offset = offset_of(entry);
-      for (; run > 0; --run, ++position, offset += row_bytes) {
-        scratch.key_rows[position - block] = key_cache + offset;
-        scratch.value_rows[position - block] = value_cache + offset;
+      const int64_t row = row_of(entry), at = position - chunk;
+      for (int64_t i = 0; i < run; ++i) {
+        scratch.key_rows[at + i] = key_cache + (row + i) * row_bytes;
+        scratch.value_rows[at + i] = value_cache + (row + i) * row_bytes;
       }
+      if (task_.kind == CacheKind::int8) {
+        for (int64_t i = 0; i < run && at + i < kChunk; ++i) {
+          scratch.key_scales[at + i] = task_.key_scale[row + i];
+          scratch.value_scales[at + i] = task_.value_scale[row + i];
+        }
+      }
+      position += run;
     }
     const auto repeat_first = [&](int64_t from, int64_t to) {
-      std::fill(scratch.key_rows + from, scratch.key_rows + to, scratch.key_rows[begin - block]);
+      std::fill(scratch.key_rows + from, scratch.key_rows + to, scratch.key_rows[begin - chunk]);
       std::fill(scratch.value_rows + from, scratch.value_rows + to,
-                scratch.value_rows[begin - block]);
+                scratch.value_rows[begin - chunk]);
     };
-    repeat_first(0, begin - block);
-    repeat_first(end - block, kKeyBlock + kLookAhead);
+    repeat_first(0, begin - chunk);
+    repeat_first(end - chunk, kChunk + kLookAhead);
   }
 
-  void start_total(const Item& item, Part& total) const {
-    total.clear(rows_of(item), stride_);
+  void start_total(const Item& item, const Running& total) const {
+    clear(total, rows_of(item), stride_);
     if (task_.sinks == nullptr) return;
     for (int r = 0; r < rows_of(item); ++r) {
       total.maximum[r] = task_.sinks[item.kv_head * group_ + r % group_];
@@ -378,8 +316,8 @@ class Attention {
     }
   }
 
-  void finish(const Item& item, const Part& total) const {
-    const float scale = task_.value_scale ? task_.value_scale[item.kv_head] : 1.0f;
+  void finish(const Item& item, const Running& total) const {
+    const float scale = task_.kind == CacheKind::fp8 ? task_.value_scale[item.kv_head] : 1.0f;
     for (int r = 0; r < rows_of(item); ++r) {
       const int64_t token = item.token_begin + r / group_;
       float* out = task_.out + (token * task_.heads + item.kv_head * group_ + r % group_) * task_.D;

@@ -6,59 +6,76 @@
 //     [ kv head 0: row 0 .. row page_size-1 ]  [ kv head 0: ... ]
 //     [ kv head 1: row 0 .. row page_size-1 ]  [ kv head 1: ... ]
 //
-// slot = page * page_size + row. Rows are f32, bf16, f16 or fp8 (e4m3fn; value = code * scale[kv
-// head]).
+// slot = page * page_size + row. Rows are f32, bf16, f16, fp8 (e4m3fn; value = code * scale[kv
+// head]) or int8 (value = code * the row's own scale, which lies at [page, kv head, row] of an
+// array of scales).
 //
 // Order of accumulation. The entries that a query row sees have logical positions 0, 1, 2, ... (for
 // a row with an ancestor mask its n-th ancestor in the batch follows at once on the older entries,
-// as it would in a batch without siblings). Positions are taken in blocks of kKeyBlock; a block's
-// scores are complete before its values are added:
+// as it would in a batch without siblings). Positions are taken in chunks of kChunk: a chunk's
+// scores are complete before its softmax is taken and its values are added,
 //
-//     position   0 ........ 63 | 64 ...... 127 | ... | 192 ..... 255 | 256 ...
-//                block 0         block 1               block 3
-//                chunk 0: softmax with a running maximum             | chunk 1: starts afresh
+//     position   0 ............... 255 | 256 ............. 511 | 512 ...
+//                chunk 0                 chunk 1                 chunk 2
 //
-// and the chunks' (maximum, sum, weighted values) are merged in order. Blocks and chunks lie at
-// absolute positions, and a row's fused multiply-adds run over d and over positions one after the
-// other, so the bits of a row depend on nothing but its own entries: not on the rows beside it, on
-// how a prompt was split or on how many threads work. What a row doesn't see is never multiplied by
-// zero: it may be NaN.
+// and the chunks' (maximum, sum, weighted values) are merged in order. Chunks lie at absolute
+// positions, and a row's fused multiply-adds run over d and over positions one after the other (in
+// tiers with a bf16 dot product, over pairs of both), so the bits of a row depend on nothing but
+// its own entries: not on the rows beside it, on how a prompt was split or on how many threads
+// work. What a row doesn't see is never multiplied by zero: it may be NaN.
+//
+// Tiers with a bf16 dot product round queries (times the scales) and the softmax's exponentials to
+// bf16 where the cache's codes are exact in bf16; sums are float32. The sum of a row's exponentials
+// is that of the rounded ones. The dot product takes subnormal numbers for zeros.
 #pragma once
 
 #include <stdint.h>
 
 namespace fewbits {
 
-enum class CacheKind : int { f32, bf16, f16, fp8 };
+enum class CacheKind : int { f32, bf16, f16, fp8, int8 };
 
-constexpr int kKeyBlock = 64;
-constexpr int kChunk =
-    256;  // 4 blocks: long enough to make a merge cheap, short enough to share out
+// Positions whose softmax is taken at once: enough to make merging cheap, few enough to share out.
+constexpr int kChunk = 256;
 constexpr int kLookAhead = 64;  // positions whose rows are prefetched
 constexpr int kMaxHeadDim = 1024;
 
-// Query rows of one kv head against one block of positions; the tiers' unit of work.
+constexpr int64_t element_size(CacheKind kind) {
+  return kind == CacheKind::f32 ? 4 : kind == CacheKind::bf16 || kind == CacheKind::f16 ? 2 : 1;
+}
+
+// The softmax of some rows over the positions so far, and the values it weighs; at first
+// (-infinity, 0, zeros).
+struct Running {
+  float* maximum;      // [rows]
+  float* sum;          // [rows], of exponentials
+  float* accumulator;  // [rows][stride], values weighted by them
+};
+
+// Query rows of one kv head against one chunk of positions; the tiers' unit of work.
 // `stride` is D rounded up to 16. Rows of scratch arrays are 64-byte aligned.
-struct AttendBlock {
+struct AttendChunk {
   int rows, D, stride;
   CacheKind kind;
-  const float* query;         // [rows][stride], multiplied by the softmax and key scales
-  const void* const* keys;    // [kKeyBlock + kLookAhead] one row of the cache per position; those
-  const void* const* values;  // outside what the rows see repeat an address of one inside
-  int begin, end;             // the positions that some row sees, within the block
-  const int32_t* first;  // [rows] row r sees [first[r], last[r]), within the block; may be empty
-  const int32_t* last;
-  float* maximum;        // [rows]          in and out: running maximum,
-  float* sum;            // [rows]          sum of exponentials and
-  float* accumulator;    // [rows][stride]  values weighted by them
-  float* key_scratch;    // [stride][kKeyBlock]
-  float* value_scratch;  // [kKeyBlock][stride]
-  float* score_scratch;  // [rows][kKeyBlock]
+  const float* query;          // [rows][stride], see AttentionKernels
+  const void* const* keys;     // [kChunk + kLookAhead] one row of the cache per position; those
+  const void* const* values;   // outside what the rows see repeat an address of one inside
+  const float* key_scales;     // [kChunk] int8 only, otherwise null
+  const float* value_scales;   // [kChunk]
+  int begin, end;              // the positions that some row sees, within the chunk
+  const int32_t* first;        // [rows] row r sees [first[r], last[r]), within the chunk; may be
+  const int32_t* last;         // empty
+  Running total;               // in and out
+  float* key_scratch;          // [stride][kChunk]
+  float* value_scratch;        // [kChunk][stride]
+  float* score_scratch;        // [rows][kChunk]
+  float* accumulator_scratch;  // [rows][stride]
 };
 
 // New tokens: per-head RMS norm and rotary embedding of q (in place) and k, then k and v rounded to
-// the cache's type (to nearest, ties to even; fp8: x / scale clamped to +-448) and stored at their
-// slots. k and v are left as they are.
+// the cache's type (to nearest, ties to even; fp8: x / scale clamped to +-448; int8: x / scale with
+// scale = max |x| / 127 of the head's numbers, NaN where one of them is not finite) and stored at
+// their slots. k and v are left as they are.
 struct AppendTokens {
   float* query;        // [T, heads * D]
   const float* key;    // [T, kv_heads * D]
@@ -76,8 +93,8 @@ struct AppendTokens {
   void* value_cache;
   int page_size;
   CacheKind kind;
-  const float* key_scale;    // [kv_heads]; fp8 only, otherwise null
-  const float* value_scale;  // [kv_heads]
+  float* key_scale;  // fp8: [kv_heads], read; int8: [pages, kv_heads, page_size], stored; otherwise
+  float* value_scale;  // null
 };
 
 struct Attend {
@@ -95,7 +112,7 @@ struct Attend {
   const void* value_cache;
   int page_size;
   CacheKind kind;
-  const float* key_scale;
+  const float* key_scale;  // as in AppendTokens
   const float* value_scale;
   float scale;
   int window;           // 0: none; else an entry is seen if its position > the row's - window
@@ -108,15 +125,18 @@ void attend(const Attend& task);
 
 // The tiers.
 struct AttentionKernels {
-  void (*attend_block)(const AttendBlock& block);
+  // What attend_chunk wants of queries [rows][stride] that are multiplied by the scales and padded
+  // with zeros; in place. Null where it wants them as they are.
+  void (*prepare_queries)(CacheKind kind, float* query, int rows, int stride);
+  void (*attend_chunk)(const AttendChunk& chunk);
+  // Adds what covers later positions.
+  void (*merge)(const Running& total, const Running& later, int rows, int stride);
   void (*append_tokens)(const AppendTokens& task, int64_t begin, int64_t end);
 };
 
-void attend_block_ref(const AttendBlock& block);
-void append_tokens_ref(const AppendTokens& task, int64_t begin, int64_t end);
-void attend_block_avx2(const AttendBlock& block);
-void append_tokens_avx2(const AppendTokens& task, int64_t begin, int64_t end);
-void attend_block_avx512(const AttendBlock& block);
-void append_tokens_avx512(const AppendTokens& task, int64_t begin, int64_t end);
+const AttentionKernels& attention_kernels_ref();
+const AttentionKernels& attention_kernels_avx2();
+const AttentionKernels& attention_kernels_avx512();
+const AttentionKernels& attention_kernels_avx512_bf16();
 
 }  // namespace fewbits

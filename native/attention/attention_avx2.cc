@@ -1,11 +1,11 @@
+#include "attention/append.h"
 #include "attention/kernel.h"
 
 namespace fewbits {
 
-void attend_block_avx2(const AttendBlock& block) { attend_block(block); }
-
-void append_tokens_avx2(const AppendTokens& task, int64_t begin, int64_t end) {
-  append_tokens(task, begin, end);
+const AttentionKernels& attention_kernels_avx2() {
+  static constexpr AttentionKernels kernels = {nullptr, attend_chunk, merge_parts, append_tokens};
+  return kernels;
 }
 
 }  // namespace fewbits

@@ -1,11 +1,11 @@
+#include "attention/append.h"
 #include "attention/kernel.h"
 
 namespace fewbits {
 
-void attend_block_ref(const AttendBlock& block) { attend_block(block); }
-
-void append_tokens_ref(const AppendTokens& task, int64_t begin, int64_t end) {
-  append_tokens(task, begin, end);
+const AttentionKernels& attention_kernels_ref() {
+  static constexpr AttentionKernels kernels = {nullptr, attend_chunk, merge_parts, append_tokens};
+  return kernels;
 }
 
 }  // namespace fewbits

@@ -33,32 +33,64 @@ uint16_t read_u16(const uint8_t* source) {
   return value;
 }
 
+constexpr float kE2m1[16] = {0, 0.5f, 1, 1.5f, 2, 3, 4, 6, -0.0f, -0.5f, -1, -1.5f, -2, -3, -4, -6};
+
+// Column k of a row of codes.
+float read_code(EmbeddingKind kind, const uint8_t* codes, int64_t k) {
+  switch (kind) {
+    case EmbeddingKind::int4:
+      return static_cast<float>(codes[k / 2] >> (k % 2 * 4) & 15);
+    case EmbeddingKind::int8:
+      return static_cast<float>(codes[k]);
+    case EmbeddingKind::fp4:
+      return kE2m1[codes[k / 2] >> (k % 2 * 4) & 15];
+    case EmbeddingKind::fp8:
+      return from_fp8(codes[k]);
+    case EmbeddingKind::bf16:
+      return from_bf16(read_u16(codes + 2 * k));
+    case EmbeddingKind::f16:
+      return from_f16(read_u16(codes + 2 * k));
+    case EmbeddingKind::f32:
+      break;
+  }
+  float value;
+  __builtin_memcpy(&value, codes + 4 * k, 4);
+  return value;
+}
+
+int64_t row_bytes(EmbeddingKind kind, int64_t K) {
+  switch (kind) {
+    case EmbeddingKind::int4:
+    case EmbeddingKind::fp4:
+      return (K + 1) / 2;
+    case EmbeddingKind::int8:
+    case EmbeddingKind::fp8:
+      return K;
+    case EmbeddingKind::bf16:
+    case EmbeddingKind::f16:
+      return 2 * K;
+    case EmbeddingKind::f32:
+      break;
+  }
+  return 4 * K;
+}
+
+// The code that stands for 0 where no zero points are stored.
+float middle(EmbeddingKind kind) {
+  return kind == EmbeddingKind::int4 ? 8.0f : kind == EmbeddingKind::int8 ? 128.0f : 0.0f;
+}
+
 void read_row(const EmbeddingTable& table, int64_t row, float* y) {
   const int64_t K = table.K;
-  if (table.kind == EmbeddingKind::bf16 || table.kind == EmbeddingKind::f16) {
-    const uint8_t* codes = table.codes + row * K * 2;
-    const bool bf16 = table.kind == EmbeddingKind::bf16;
-    for (int64_t k = 0; k < K; ++k) {
-      const uint16_t code = read_u16(codes + 2 * k);
-      y[k] = bf16 ? from_bf16(code) : from_f16(code);
-    }
-    return;
-  }
-  if (table.kind == EmbeddingKind::f32) {
-    __builtin_memcpy(y, table.codes + row * K * 4, static_cast<size_t>(K) * 4);
-    return;
-  }
-  const bool int4 = table.kind == EmbeddingKind::int4;
-  const uint8_t* codes = table.codes + row * (int4 ? (K + 1) / 2 : K);
+  const uint8_t* codes = table.codes + row * row_bytes(table.kind, K);
+  for (int64_t k = 0; k < K; ++k) y[k] = read_code(table.kind, codes, k);
+  if (!table.scale) return;
   const int64_t groups = (K + table.group_size - 1) / table.group_size;
   for (int64_t group = 0; group < groups; ++group) {
     const float scale = table.scale[row * groups + group];
-    const float zero = table.zero ? table.zero[row * groups + group] : int4 ? 8.0f : 128.0f;
+    const float zero = table.zero ? table.zero[row * groups + group] : middle(table.kind);
     const int64_t end = group + 1 < groups ? (group + 1) * table.group_size : K;
-    for (int64_t k = group * table.group_size; k < end; ++k) {
-      const uint8_t code = int4 ? codes[k / 2] >> (k % 2 * 4) & 15 : codes[k];
-      y[k] = (static_cast<float>(code) - zero) * scale;
-    }
+    for (int64_t k = group * table.group_size; k < end; ++k) y[k] = (y[k] - zero) * scale;
   }
 }
 

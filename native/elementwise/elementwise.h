@@ -17,16 +17,16 @@ void silu_mul(const float* gate, const float* up, float* y, int64_t T, int64_t I
 // y = e^x for x <= 0, at most 1.03 ulp off; 0 below -87.
 void exp_negative(const float* x, float* y, int64_t count);
 
-// int4: two codes in a byte, the lower one first. Integer codes are unsigned; without zero points
-// the zero is 8 (int4) or 128 (int8).
-enum class EmbeddingKind : int { int4, int8, bf16, f16, f32 };
+// int4, fp4 (e2m1): two codes in a byte, the lower one first. Integer codes are unsigned; without
+// zero points the zero is 8 (int4) or 128 (int8). fp8 is e4m3fn.
+enum class EmbeddingKind : int { int4, int8, fp4, fp8, bf16, f16, f32 };
 
 struct EmbeddingTable {
   EmbeddingKind kind;
   const uint8_t* codes;  // [rows, bytes of K codes]; needs no alignment
   int64_t rows, K;
-  const float* scale;  // [rows, groups], integers only
-  const float* zero;   // [rows, groups] or null
+  const float* scale;  // [rows, groups] or null
+  const float* zero;   // [rows, groups] or null; integers only
   int64_t group_size;
 };
 

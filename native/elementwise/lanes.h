@@ -9,10 +9,11 @@
 //   sum_lanes maximum_lanes              in a fixed order
 //   swap_pairs                           lanes 1 0 3 2 ...
 //   exp_lanes                            e^x for x <= 0, see below
-//   load_bf16 load_f16 load_fp8 store_bf16 store_f16 store_fp8   16 codes, as numbers.h defines
-//   them load_bytes                           any 64 bytes, or fewer low_bf16 high_bf16 of 16 pairs
-//   of bf16, those in the low or high halves transpose                            of 16 x 16, in
-//   place
+//   load_bf16 load_f16 load_fp8 load_int8 store_bf16 store_f16 store_fp8 store_int8
+//                                        16 codes, as numbers.h defines them
+//   load_bytes                           any 64 bytes, or fewer
+//   low_bf16 high_bf16                   of 16 pairs of bf16, those in the low or high halves
+//   transpose                            of 16 x 16, in place
 // Here: the partial forms, for the last elements of a row.
 //
 // The exponential. x = n ln 2 + r with |r| <= ln 2 / 2; e^r = 1 + r + r^2 P(r), P (degree 4) being

@@ -132,6 +132,12 @@ inline Lanes load_fp8(const uint8_t* codes) {
           fp8_from_half(_mm256_extracti128_si256(half, 1))};
 }
 
+inline Lanes load_int8(const uint8_t* codes) {
+  const __m128i packed = _mm_loadu_si128(reinterpret_cast<const __m128i*>(codes));
+  return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(packed)),
+          _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(packed, 8)))};
+}
+
 // Sixteen 32-bit numbers below 2^16, narrowed.
 inline __m256i narrow(__m256i low, __m256i high) {
   return _mm256_permute4x64_epi64(_mm256_packus_epi32(low, high), 0xd8);
@@ -178,11 +184,27 @@ inline __m256i fp8_codes(__m256 value) {
   return _mm256_or_si256(code, sign);
 }
 
-inline void store_fp8(uint8_t* codes, Lanes value) {
-  const __m256i words = narrow(fp8_codes(value.low), fp8_codes(value.high));
+// Numbers below 256.
+inline void store_bytes(uint8_t* codes, __m256i low, __m256i high) {
+  const __m256i words = narrow(low, high);
   _mm_storeu_si128(
       reinterpret_cast<__m128i*>(codes),
       _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
+}
+
+inline void store_fp8(uint8_t* codes, Lanes value) {
+  store_bytes(codes, fp8_codes(value.low), fp8_codes(value.high));
+}
+
+inline __m256i int8_codes(__m256 value) {
+  const __m256 magnitude = _mm256_andnot_ps(_mm256_set1_ps(-0.0f), value);
+  const __m256 kept = _mm256_cmp_ps(magnitude, _mm256_set1_ps(127.5f), _CMP_LT_OQ);
+  const __m256i rounded = _mm256_cvtps_epi32(_mm256_and_ps(value, kept));
+  return _mm256_and_si256(rounded, _mm256_set1_epi32(0xff));
+}
+
+inline void store_int8(uint8_t* codes, Lanes value) {
+  store_bytes(codes, int8_codes(value.low), int8_codes(value.high));
 }
 
 // `bytes` (at most 64) from `source`, zeros after them.

@@ -91,6 +91,11 @@ inline Lanes load_fp8(const uint8_t* codes) {
   return _mm512_mask_mov_ps(value, nan, broadcast(__builtin_nanf("")));
 }
 
+inline Lanes load_int8(const uint8_t* codes) {
+  const __m128i packed = _mm_loadu_si128(reinterpret_cast<const __m128i*>(codes));
+  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(packed));
+}
+
 inline void store_bf16(uint16_t* codes, Lanes value) {
   const __m512i bits = _mm512_castps_si512(value);
   const __m512i high = _mm512_srli_epi32(bits, 16);
@@ -124,6 +129,12 @@ inline void store_fp8(uint8_t* codes, Lanes value) {
                                _mm512_set1_epi32(0x7f));
   _mm_storeu_si128(reinterpret_cast<__m128i*>(codes),
                    _mm512_cvtepi32_epi8(_mm512_or_si512(code, sign)));
+}
+
+inline void store_int8(uint8_t* codes, Lanes value) {
+  const __mmask16 kept = _mm512_cmp_ps_mask(_mm512_abs_ps(value), broadcast(127.5f), _CMP_LT_OQ);
+  const __m512i rounded = _mm512_maskz_cvtps_epi32(kept, value);
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(codes), _mm512_cvtepi32_epi8(rounded));
 }
 
 // `bytes` (at most 64) from `source`, zeros after them.

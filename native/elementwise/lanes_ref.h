@@ -134,6 +134,9 @@ inline Lanes load_f16(const uint16_t* codes) {
 inline Lanes load_fp8(const uint8_t* codes) {
   return make_lanes([&](int i) { return from_fp8(codes[i]); });
 }
+inline Lanes load_int8(const uint8_t* codes) {
+  return make_lanes([&](int i) { return from_int8(codes[i]); });
+}
 inline void store_bf16(uint16_t* codes, Lanes value) {
   for (int i = 0; i < 16; ++i) codes[i] = to_bf16(lane_of(value, i));
 }
@@ -142,6 +145,9 @@ inline void store_f16(uint16_t* codes, Lanes value) {
 }
 inline void store_fp8(uint8_t* codes, Lanes value) {
   for (int i = 0; i < 16; ++i) codes[i] = to_fp8(lane_of(value, i));
+}
+inline void store_int8(uint8_t* codes, Lanes value) {
+  for (int i = 0; i < 16; ++i) codes[i] = to_int8(lane_of(value, i));
 }
 
 // `bytes` (at most 64) from `source`, zeros after them.

@@ -1,5 +1,5 @@
-// The number formats of caches and weights, one value at a time: bf16, f16 and fp8 (e4m3fn) to and
-// from f32. To nearest, ties to even; the vector tiers give the same bits for every input.
+// The number formats of caches and weights, one value at a time: bf16, f16, fp8 (e4m3fn) and int8,
+// to and from f32. To nearest, ties to even; the vector tiers give the same bits for every input.
 //
 // Everything is static: a tier file that includes this exports nothing of it.
 #pragma once
@@ -82,6 +82,16 @@ constexpr float kFp8Largest = 448.0f;
   }
   const uint32_t code = bits_of(magnitude);
   return static_cast<uint8_t>(sign | ((code + 0x7ffff + ((code >> 20) & 1) - (120u << 23)) >> 20));
+}
+
+// To nearest, ties to even; 0 for what doesn't round to +-127 or less.
+[[maybe_unused]] inline uint8_t to_int8(float value) {
+  if (!(value > -127.5f && value < 127.5f)) return 0;
+  return static_cast<uint8_t>(bits_of(value + 0x1.8p23f));
+}
+
+[[maybe_unused]] inline float from_int8(uint8_t code) {
+  return static_cast<float>(static_cast<int8_t>(code));
 }
 
 }  // namespace

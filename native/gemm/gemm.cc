@@ -11,158 +11,279 @@
 namespace fewbits {
 namespace {
 
-constexpr int64_t kFloatsPerLine = 16;
+constexpr int64_t kWordsPerLine = 16;
 
 // Preparing this many values of x takes about as long as waking the pool.
 constexpr int64_t kParallelPrepare = 1 << 16;
 
-const GemmKernel* choose_kernel(WeightKind kind) {
+const GemmKernel* choose_kernel(WeightKind kind, DotKind dot) {
   const GemmKernel* kernel = nullptr;
 #if defined(__x86_64__)
   const Tier chosen = tier();
-  if (chosen >= Tier::avx512_bf16) kernel = gemm_kernel_avx512_bf16(kind);
-  if (!kernel && chosen >= Tier::avx512) kernel = gemm_kernel_avx512(kind);
-  if (!kernel && chosen >= Tier::avx2) kernel = gemm_kernel_avx2(kind);
+  if (chosen >= Tier::avx512_bf16) kernel = gemm_kernel_avx512_bf16(kind, dot);
+  if (!kernel && chosen >= Tier::avx512_vnni) kernel = gemm_kernel_avx512_vnni(kind, dot);
+  if (!kernel && chosen >= Tier::avx512) kernel = gemm_kernel_avx512(kind, dot);
+  if (!kernel && chosen >= Tier::avx2_vnni) kernel = gemm_kernel_avx2_vnni(kind, dot);
+  if (!kernel && chosen >= Tier::avx2) kernel = gemm_kernel_avx2(kind, dot);
 #endif
-  return kernel ? kernel : gemm_kernel_ref(kind);
+  return kernel ? kernel : gemm_kernel_ref(kind, dot);
+}
+
+const RowKernels* choose_row_kernels() {
+#if defined(__x86_64__)
+  if (tier() >= Tier::avx512) return row_kernels_avx512();
+  if (tier() >= Tier::avx2) return row_kernels_avx2();
+#endif
+  return row_kernels_ref();
+}
+
+bool integer_codes(const Activation& activation) {
+  switch (activation.quantizer) {
+    case Quantizer::int8_token:
+    case Quantizer::int8_token_asymmetric:
+    case Quantizer::int8_static:
+    case Quantizer::int8_static_asymmetric:
+    case Quantizer::int8_group:
+      return true;
+    default:
+      return false;
+  }
+}
+
+bool has_row_zero(const Activation& activation) {
+  return activation.quantizer == Quantizer::int8_token_asymmetric ||
+         activation.quantizer == Quantizer::int8_static_asymmetric;
+}
+
+DotKind dot_kind(const Product& product) {
+  const WeightKind kind = product.weight->kind();
+  const bool integers = kind == WeightKind::int4 || kind == WeightKind::int8;
+  return integers && integer_codes(product.activation) ? DotKind::integers : DotKind::floats;
 }
 
 // An odd number of cache lines: rows a power of two apart would compete for the same set of the
 // cache.
-int64_t row_stride(int64_t floats) {
-  return ((floats + kFloatsPerLine - 1) / kFloatsPerLine | 1) * kFloatsPerLine;
+int64_t row_stride(int64_t words) {
+  return ((words + kWordsPerLine - 1) / kWordsPerLine | 1) * kWordsPerLine;
 }
 
-// The calling thread's memory for prepared rows of x.
-float* scratch(int64_t floats) {
+// The calling thread's memory: for prepared rows of x, and for the row that is being prepared.
+template <int purpose>
+float* scratch(int64_t words) {
   thread_local Buffer buffer;
-  const size_t bytes = floats * sizeof(float);
+  const size_t bytes = words * sizeof(float);
   if (buffer.bytes() < bytes) buffer = Buffer(bytes);
   return buffer.as<float>();
 }
 
+std::vector<Span> make_spans(const Product& product) {
+  const PackedWeight& weight = *product.weight;
+  const int64_t codes = codes_per_word(weight.kind());
+  const int64_t words = (weight.K() + codes - 1) / codes;
+  const int64_t x_group =
+      product.activation.group_size ? product.activation.group_size : weight.K();
+  std::vector<Span> spans;
+  for (int64_t begin = 0; begin < words;) {
+    const int64_t k = begin * codes;
+    const int64_t border =
+        std::min((k / weight.group_size() + 1) * weight.group_size(), (k / x_group + 1) * x_group);
+    const int64_t limit = std::min((border + codes - 1) / codes, begin + kSpanCodes / codes);
+    const int64_t end = std::min(limit, words);
+    spans.push_back({static_cast<int32_t>(begin), static_cast<int32_t>(end),
+                     static_cast<int32_t>(k / weight.group_size())});
+    begin = end;
+  }
+  return spans;
+}
+
 }  // namespace
 
-Gemm::Gemm(std::vector<std::shared_ptr<const PackedWeight>> weights,
-           std::vector<std::vector<float>> biases) {
-  if (weights.empty()) throw std::invalid_argument("a product needs at least one weight");
-  if (biases.size() != weights.size()) {
-    throw std::invalid_argument("a product needs as many biases as weights");
-  }
-  k_ = weights[0]->K();
-  for (size_t i = 0; i < weights.size(); ++i) {
-    add_product(std::move(weights[i]), std::move(biases[i]));
-  }
+Gemm::Gemm(std::vector<std::shared_ptr<const Product>> products) {
+  if (products.empty()) throw std::invalid_argument("a product needs at least one weight");
+  k_ = products[0]->weight->K();
+  for (auto& product : products) add(std::move(product));
 }
 
-void Gemm::add_product(std::shared_ptr<const PackedWeight> weight, std::vector<float> bias) {
-  if (weight->K() != k_) {
-    throw std::invalid_argument("weights with " + std::to_string(k_) + " and " +
-                                std::to_string(weight->K()) + " columns can't share x");
+void Gemm::add(std::shared_ptr<const Product> product) {
+  const PackedWeight& weight = *product->weight;
+  const auto need = [](bool fits, const std::string& text) {
+    if (!fits) throw std::invalid_argument(text);
+  };
+  need(weight.K() == k_, "weights with " + std::to_string(k_) + " and " +
+                             std::to_string(weight.K()) + " columns can't share x");
+  need(weight.first_missing_row() == weight.N(), "row " +
+                                                     std::to_string(weight.first_missing_row()) +
+                                                     " of a packed weight has not been filled");
+  const auto fits = [](const auto& values, int64_t length) {
+    return values.empty() || static_cast<int64_t>(values.size()) == length;
+  };
+  need(fits(product->bias, weight.N()) && fits(product->row_sums, weight.N()) &&
+           fits(product->order, k_),
+       "a bias, sums or an order doesn't fit a weight of " + std::to_string(weight.N()) + " x " +
+           std::to_string(k_));
+  for (const int32_t column : product->order) {
+    need(column >= 0 && column < k_, "an order names column " + std::to_string(column));
   }
-  if (weight->first_missing_row() != weight->N()) {
-    throw std::invalid_argument("row " + std::to_string(weight->first_missing_row()) +
-                                " of a packed weight has not been filled");
-  }
-  if (!bias.empty() && static_cast<int64_t>(bias.size()) != weight->N()) {
-    throw std::invalid_argument("a bias of " + std::to_string(bias.size()) +
-                                " elements doesn't fit a weight of " + std::to_string(weight->N()) +
-                                " rows");
-  }
-  const GemmKernel* kernel = choose_kernel(weight->kind());
-  const SpanList list = weight->spans();
-  const bool sums = weight->has_zero() || kernel->sums_when_symmetric;
-  size_t input = 0;
-  while (input < inputs_.size() &&
-         !(inputs_[input].kernel->prepare == kernel->prepare && inputs_[input].sums == sums &&
-           inputs_[input].weight->spans().codes_per_word == list.codes_per_word &&
-           inputs_[input].weight->group_size() == weight->group_size())) {
-    ++input;
-  }
-  if (input == inputs_.size()) {
-    const int64_t padded = int64_t{list.spans[list.count - 1].word_end} * list.codes_per_word;
-    inputs_.push_back({kernel, weight.get(), sums, row_stride(padded / kernel->values_per_float),
-                       sums ? row_stride(list.count) : 0});
-  }
+  const Activation& activation = product->activation;
+  need(!has_row_zero(activation) || !product->row_sums.empty(),
+       "zero points of x need the sums of the weight's rows");
+  need(activation.group_size >= 0 && (activation.group_size >= k_ ||
+                                      activation.group_size % codes_per_word(weight.kind()) == 0),
+       "groups of " + std::to_string(activation.group_size) + " columns of x cut a word in two");
+  const GemmKernel* kernel = choose_kernel(weight.kind(), dot_kind(*product));
+  const size_t input = input_for(*product, kernel);
   const int64_t panel_begin = panels_;
-  panels_ += weight->panels();
-  products_.push_back({std::move(weight), std::move(bias), kernel, input, panel_begin});
+  panels_ += weight.panels();
+  parts_.push_back({std::move(product), kernel, input, panel_begin});
 }
+
+size_t Gemm::input_for(const Product& product, const GemmKernel* kernel) {
+  for (size_t i = 0; i < inputs_.size(); ++i) {
+    const Input& input = inputs_[i];
+    const Product& other = *input.product;
+    if (input.kernel->prepare == kernel->prepare && input.kernel->sums == kernel->sums &&
+        other.activation == product.activation && other.order == product.order &&
+        other.weight->group_size() == product.weight->group_size()) {
+      return i;
+    }
+  }
+  std::vector<Span> spans = make_spans(product);
+  const int64_t words = int64_t{spans.back().word_end} * kernel->steps;
+  const int64_t span_stride = row_stride(static_cast<int64_t>(spans.size()));
+  inputs_.push_back({kernel, &product, std::move(spans), row_stride(words), span_stride});
+  return inputs_.size() - 1;
+}
+
+int64_t Gemm::Input::words() const {
+  return (kMaxRows + kRowPadding) * (value_stride + 2 * span_stride + 2);
+}
+
+// Rows of x in the form of an input.
+struct Gemm::Prepared {
+  const Input* how;
+  uint32_t* values;
+  float *sums, *scales, *factor, *zero;
+
+  Prepared(const Input& input, float* memory) : how(&input) {
+    constexpr int64_t kRows = kMaxRows + kRowPadding;
+    values = reinterpret_cast<uint32_t*>(memory);
+    sums = memory + kRows * input.value_stride;
+    scales = sums + kRows * input.span_stride;
+    factor = scales + kRows * input.span_stride;
+    zero = factor + kRows;
+  }
+
+  // The rows behind the last take part in products that nobody reads, so they must be finite only
+  // for the sake of speed: subnormals and NaN may be slow.
+  void pad(int64_t rows) const {
+    memset(values + rows * how->value_stride, 0, kRowPadding * how->value_stride * 4);
+    memset(sums + rows * how->span_stride, 0, kRowPadding * how->span_stride * 4);
+    memset(scales + rows * how->span_stride, 0, kRowPadding * how->span_stride * 4);
+  }
+
+  GemmInput input() const {
+    const Activation& activation = how->product->activation;
+    return {values, how->value_stride, how->kernel->sums ? sums : nullptr,
+            activation.group_size ? scales : nullptr, how->span_stride};
+  }
+
+  void row(const RowKernels& kernels, const float* x, int64_t K, int64_t m) const {
+    const Activation& activation = how->product->activation;
+    const std::vector<int32_t>& order = how->product->order;
+    const int64_t groups = activation.group_size ? (K - 1) / activation.group_size + 1 : 1;
+    const bool copies = activation.quantizer != Quantizer::none || !order.empty();
+    float* const line = copies ? scratch<1>(K + groups) : nullptr;
+    float* const group_scales = line + K;
+    if (!order.empty()) {
+      for (int64_t k = 0; k < K; ++k) line[k] = x[order[k]];
+      x = line;
+    }
+    factor[m] = 1;
+    zero[m] = 0;
+    if (activation.quantizer != Quantizer::none) {
+      kernels.quantize(activation, x, K, line, group_scales, zero + m);
+      x = line;
+      if (!activation.group_size) factor[m] = group_scales[0];
+    }
+    uint32_t* const words = values + m * how->value_stride;
+    how->kernel->prepare(x, K, words);
+    const int64_t codes = codes_per_word(how->product->weight->kind());
+    for (size_t s = 0; s < how->spans.size(); ++s) {
+      const Span& span = how->spans[s];
+      const int64_t place = m * how->span_stride + static_cast<int64_t>(s);
+      if (how->kernel->sums) sums[place] = how->kernel->sum(words, span.word_begin, span.word_end);
+      if (activation.group_size) {
+        scales[place] = group_scales[span.word_begin * codes / activation.group_size];
+      }
+    }
+  }
+};
 
 // Up to kMaxRows rows of x and y.
 struct Gemm::Pass {
   const Gemm* gemm;
+  const RowKernels* kernels;
   const float* x;
   int64_t row_begin, rows;
   float* const* y;
   bool add;
-  std::vector<GemmInput> inputs;
+  std::vector<Prepared> inputs;
 
   static void prepare(void* context, int64_t begin, int64_t end) {
     const Pass& pass = *static_cast<Pass*>(context);
-    for (size_t i = 0; i < pass.inputs.size(); ++i) {
-      const Input& how = pass.gemm->inputs_[i];
-      const GemmInput& in = pass.inputs[i];
+    for (const Prepared& input : pass.inputs) {
       for (int64_t m = begin; m < end; ++m) {
-        how.kernel->prepare(pass.x + (pass.row_begin + m) * pass.gemm->k_, pass.gemm->k_,
-                            how.weight->spans(),
-                            const_cast<float*>(in.values) + m * in.value_stride,
-                            how.sums ? const_cast<float*>(in.sums) + m * in.sum_stride : nullptr);
+        input.row(*pass.kernels, pass.x + (pass.row_begin + m) * pass.gemm->k_, pass.gemm->k_, m);
       }
     }
   }
 
   static void multiply(void* context, int64_t begin, int64_t end) {
     const Pass& pass = *static_cast<Pass*>(context);
+    const std::vector<Part>& parts = pass.gemm->parts_;
     alignas(64) float totals[(kMaxRows + kRowPadding) * kPanelRows];
     size_t i = 0;
     for (int64_t panel = begin; panel < end; ++panel) {
-      const std::vector<Product>& products = pass.gemm->products_;
-      while (i + 1 < products.size() && panel >= products[i + 1].panel_begin) ++i;
-      const Product& product = products[i];
-      const int64_t index = panel - product.panel_begin;
+      while (i + 1 < parts.size() && panel >= parts[i + 1].panel_begin) ++i;
+      const Part& part = parts[i];
+      const Prepared& input = pass.inputs[part.input];
+      GemmPanel weight = part.product->weight->panel(panel - part.panel_begin);
+      weight.list = {input.how->spans.data(), static_cast<int64_t>(input.how->spans.size())};
       memset(totals, 0, (pass.rows + kRowPadding) * kPanelRows * sizeof(float));
-      product.kernel->panel(product.weight->panel(index), pass.inputs[product.input], pass.rows,
-                            totals);
-      pass.store(product, pass.y[i], index, totals);
+      part.kernel->panel(weight, input.input(), pass.rows, totals);
+      pass.finish(*part.product, input, pass.y[i], panel - part.panel_begin, totals);
     }
   }
 
-  void store(const Product& product, float* out, int64_t panel, const float* totals) const {
+  void finish(const Product& product, const Prepared& input, float* out, int64_t panel,
+              const float* totals) const {
     const int64_t N = product.weight->N();
-    const int64_t n = panel * kPanelRows;
-    const int64_t columns = std::min<int64_t>(kPanelRows, N - n);
-    const float* bias = product.bias.empty() ? nullptr : product.bias.data() + n;
-    for (int64_t m = 0; m < rows; ++m) {
-      float* row = out + (row_begin + m) * N + n;
-      const float* total = totals + m * kPanelRows;
-      for (int64_t j = 0; j < columns; ++j) {
-        const float value = bias ? total[j] + bias[j] : total[j];
-        row[j] = add ? row[j] + value : value;
-      }
-    }
+    const int64_t n = panel * kPanelRows, columns = std::min<int64_t>(kPanelRows, N - n);
+    const double multiplier = product.multiplier * product.activation.global_scale;
+    float factor[kMaxRows];
+    for (int64_t m = 0; m < rows; ++m) factor[m] = static_cast<float>(input.factor[m] * multiplier);
+    float bias[kPanelRows] = {}, sums[kPanelRows] = {};
+    const bool zeros = has_row_zero(product.activation);
+    if (!product.bias.empty()) std::copy_n(product.bias.data() + n, columns, bias);
+    if (zeros) std::copy_n(product.row_sums.data() + n, columns, sums);
+    kernels->finish({out + row_begin * N + n, N, columns, factor, zeros ? input.zero : nullptr,
+                     sums, product.bias.empty() ? nullptr : bias, add},
+                    rows, totals);
   }
 };
 
 void Gemm::run(const float* x, int64_t M, float* const* y, bool add) const {
-  const int64_t row_limit = std::min<int64_t>(M, kMaxRows);
-  int64_t floats = 0;
-  for (const Input& input : inputs_) {
-    floats += (row_limit + kRowPadding) * (input.value_stride + input.sum_stride);
-  }
-  float* const memory = scratch(floats);
+  static const RowKernels* const kernels = choose_row_kernels();
+  int64_t words = 0;
+  for (const Input& input : inputs_) words += input.words();
+  float* const memory = scratch<0>(words);
   for (int64_t m = 0; m < M; m += kMaxRows) {
-    Pass pass{this, x, m, std::min<int64_t>(kMaxRows, M - m), y, add, {}};
+    Pass pass{this, kernels, x, m, std::min<int64_t>(kMaxRows, M - m), y, add, {}};
     float* next = memory;
     for (const Input& input : inputs_) {
-      float* const values = next;
-      float* const sums = values + (row_limit + kRowPadding) * input.value_stride;
-      next = sums + (row_limit + kRowPadding) * input.sum_stride;
-      memset(values + pass.rows * input.value_stride, 0,
-             kRowPadding * input.value_stride * sizeof(float));
-      memset(sums + pass.rows * input.sum_stride, 0,
-             kRowPadding * input.sum_stride * sizeof(float));
-      pass.inputs.push_back({values, input.value_stride, sums, input.sum_stride});
+      pass.inputs.emplace_back(input, next);
+      pass.inputs.back().pad(pass.rows);
+      next += input.words();
     }
     if (pass.rows > 1 && pass.rows * k_ >= kParallelPrepare) {
       parallel_for(pass.rows, Pass::prepare, &pass);

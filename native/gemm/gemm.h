@@ -13,71 +13,80 @@
 
 namespace fewbits {
 
-// Throws std::invalid_argument for a name that isn't int4, int8, bf16, f16 or f32.
+// Throw std::invalid_argument for a name that isn't one of the enumerators'.
 WeightKind weight_kind(const std::string& name);
+ScaleKind scale_kind(const std::string& name);
+Quantizer quantizer(const std::string& name);
 
 // A weight [N, K] in the kernels' layout. It is filled with blocks of rows, and copies what it is
 // given.
 class PackedWeight {
  public:
-  // Integer kinds have a float32 scale, and a zero point where `zero`, per row and group of
-  // `group_size` columns: a multiple of the codes in a word (8 for int4, 4 for int8), or K. The
-  // others have neither, and group_size K. Throws std::invalid_argument.
-  PackedWeight(WeightKind kind, int64_t N, int64_t K, int64_t group_size, bool zero);
+  // `group_size` columns share a scale: a multiple of the codes in a word, or K. `shared`: all rows
+  // of each panel of 64 do too. Integer kinds may have zero points. Throws std::invalid_argument.
+  PackedWeight(WeightKind kind, int64_t N, int64_t K, int64_t group_size, ScaleKind scale,
+               bool shared, bool zero);
 
-  // codes: [rows][code_row_bytes()], little-endian, nibbles low first; scale and zero:
-  // [rows][groups], or null where the weight has none. Zero points are in the units of the
-  // offset-binary codes.
-  void fill(int64_t row_begin, int64_t rows, const uint8_t* codes, const float* scale,
-            const float* zero);
+  // codes: [rows][code_row_bytes()], little-endian, nibbles low first; scale: [rows][groups] in the
+  // type of the scales; zero: [rows][groups], relative to the code that stands for 0. Null where
+  // the weight has none.
+  void fill(int64_t row_begin, int64_t rows, const uint8_t* codes, const void* scale,
+            const int8_t* zero);
 
   WeightKind kind() const { return kind_; }
   int64_t N() const { return n_; }
   int64_t K() const { return k_; }
   int64_t group_size() const { return group_size_; }
   int64_t groups() const { return groups_; }
-  bool quantized() const { return kind_ == WeightKind::int4 || kind_ == WeightKind::int8; }
-  bool has_zero() const { return zero_.bytes() != 0; }
+  ScaleKind scale() const { return scale_kind_; }
+  bool has_zero() const { return has_zero_; }
   int64_t code_row_bytes() const;
   int64_t nbytes() const;
   int64_t panels() const { return (n_ + kPanelRows - 1) / kPanelRows; }
   // The first row that no fill has covered, or N.
   int64_t first_missing_row() const;
 
-  const SpanList spans() const {
-    return {spans_.data(), static_cast<int64_t>(spans_.size()), codes_per_word(kind_)};
-  }
   GemmPanel panel(int64_t index) const;
 
  private:
   void fill_panel(int64_t panel, int64_t row_begin, int64_t row_end, const uint8_t* codes,
-                  const float* scale, const float* zero);
+                  const uint8_t* scale, const int8_t* zero);
 
   WeightKind kind_;
   int64_t n_, k_, group_size_, groups_, words_;
-  std::vector<Span> spans_;
+  ScaleKind scale_kind_;
+  bool shared_, has_zero_;
   std::vector<bool> filled_;
   Buffer packed_, scale_, zero_;
+};
+
+// What is multiplied with x, and how x is taken.
+struct Product {
+  std::shared_ptr<const PackedWeight> weight;
+  std::vector<float> bias;  // [N] or empty
+  Activation activation;
+  double multiplier = 1;        // of the whole product
+  std::vector<int32_t> order;   // [K] or empty: stored column j is column order[j] of x
+  std::vector<float> row_sums;  // [N] of the dequantized weight, without `multiplier`; where x
+                                // may have zero points
 };
 
 // Several products that share x: one pass of the thread pool for all of them.
 class Gemm {
  public:
-  // One bias per weight, [N] or empty. Throws std::invalid_argument where the K differ, rows are
-  // missing or a bias has another length.
-  Gemm(std::vector<std::shared_ptr<const PackedWeight>> weights,
-       std::vector<std::vector<float>> biases);
+  // Throws std::invalid_argument where the K differ, rows are missing, a length doesn't fit or x
+  // would be scaled in groups that aren't whole words of the weight.
+  explicit Gemm(std::vector<std::shared_ptr<const Product>> products);
 
   // y[i] [M][N_i] = x [M][K] W_i^T + bias_i, added to what y holds where `add`.
   void run(const float* x, int64_t M, float* const* y, bool add) const;
 
   int64_t K() const { return k_; }
-  size_t size() const { return products_.size(); }
+  size_t size() const { return parts_.size(); }
 
  private:
-  struct Product {
-    std::shared_ptr<const PackedWeight> weight;
-    std::vector<float> bias;
+  struct Part {
+    std::shared_ptr<const Product> product;
     const GemmKernel* kernel;
     size_t input;  // index into inputs_
     int64_t panel_begin;
@@ -85,17 +94,21 @@ class Gemm {
   // One way to prepare x, and the products that need it so.
   struct Input {
     const GemmKernel* kernel;
-    const PackedWeight* weight;
-    bool sums;
-    int64_t value_stride, sum_stride;
+    const Product* product;
+    std::vector<Span> spans;
+    int64_t value_stride, span_stride;
+
+    int64_t words() const;  // of all arrays for kMaxRows rows and padding
   };
+  struct Prepared;
   struct Pass;
 
-  void add_product(std::shared_ptr<const PackedWeight> weight, std::vector<float> bias);
+  void add(std::shared_ptr<const Product> product);
+  size_t input_for(const Product& product, const GemmKernel* kernel);
 
   int64_t k_ = 0;
   int64_t panels_ = 0;
-  std::vector<Product> products_;
+  std::vector<Part> parts_;
   std::vector<Input> inputs_;
 };
 

@@ -1,145 +1,105 @@
-// AVX2, FMA, F16C: eight rows of the weight in a register, x broadcast, products in float32.
-#include <immintrin.h>
-
-#include "gemm/kernel.h"
-
-#define FEWBITS_INLINE static inline __attribute__((always_inline))
+// AVX2, FMA, F16C: products in float32, and integer ones in pairs of 16 bits (VPMADDWD).
+#include "gemm/rows.h"
+#include "gemm/vectors_avx2.h"
+#include "gemm/words.h"
 
 namespace fewbits {
+namespace {
 
-constexpr int kLanes = 8;
-constexpr int kLineRows = 16;  // rows of a panel in a cache line
+struct Floats : Vectors256 {
+  using Operand = __m256;
+  using Sum = __m256;
+  template <WeightKind kind>
+  static constexpr int steps = codes_per_word(kind);
+  template <WeightKind kind>
+  static constexpr float offset = 0;
 
-// Weights are read far enough ahead to hide the latency of memory, across the end of a panel into
-// the next.
-constexpr int kPrefetchWords = 16;
+  static Operand load_operand(const uint32_t* p) {
+    return _mm256_load_ps(reinterpret_cast<const float*>(p));
+  }
+  static void store_operand(uint32_t* p, Operand operand) {
+    _mm256_store_ps(reinterpret_cast<float*>(p), operand);
+  }
+  static Operand broadcast(const uint32_t* x) {
+    return _mm256_castsi256_ps(_mm256_set1_epi32(static_cast<int>(*x)));
+  }
+  static Sum zero() { return _mm256_setzero_ps(); }
+  static Sum dot(Sum sum, Operand weight, Operand x) { return _mm256_fmadd_ps(weight, x, sum); }
+  static Float to_float(Sum sum) { return sum; }
 
-template <WeightKind kind, int j>
-FEWBITS_INLINE __m256 decode(__m256i word) {
-  if constexpr (kind == WeightKind::int4 || kind == WeightKind::int8) {
-    // With its highest bit flipped an offset-binary code is the two's complement of what it stands
-    // for.
+  template <WeightKind kind, int j>
+  static Operand decode(Words word) {
     constexpr int kBits = 32 / codes_per_word(kind);
-    const __m256i flip = _mm256_set1_epi32(kBits == 4 ? 0x88888888 : 0x80808080);
-    const __m256i signed_codes = _mm256_xor_si256(word, flip);
-    const __m256i top = _mm256_slli_epi32(signed_codes, 32 - kBits * (j + 1));
-    return _mm256_cvtepi32_ps(_mm256_srai_epi32(top, 32 - kBits));
-  } else if constexpr (kind == WeightKind::bf16) {
-    return _mm256_castsi256_ps(j == 0 ? _mm256_slli_epi32(word, 16)
-                                      : _mm256_and_si256(word, _mm256_set1_epi32(0xffff0000)));
-  } else if constexpr (kind == WeightKind::f16) {
-    const __m256i half =
-        j == 0 ? _mm256_and_si256(word, _mm256_set1_epi32(0xffff)) : _mm256_srli_epi32(word, 16);
-    const __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(half, half), 0xd8);
-    return _mm256_cvtph_ps(_mm256_castsi256_si128(packed));
-  } else {
-    return _mm256_castsi256_ps(word);
-  }
-}
-
-template <WeightKind kind, int rows, int tiles, int j = 0>
-FEWBITS_INLINE void multiply_word(const __m256i (&words)[tiles], const float* x, int64_t x_stride,
-                                  __m256 (&partial)[rows][tiles]) {
-  __m256 weights[tiles];
-  for (int t = 0; t < tiles; ++t) weights[t] = decode<kind, j>(words[t]);
-  for (int m = 0; m < rows; ++m) {
-    const __m256 value = _mm256_set1_ps(x[m * x_stride + j]);
-    for (int t = 0; t < tiles; ++t) {
-      partial[m][t] = _mm256_fmadd_ps(weights[t], value, partial[m][t]);
+    // Code j at the top of each lane.
+    const __m256i top = _mm256_slli_epi32(word, kBits <= 8 ? 32 - kBits * (j + 1) : 0);
+    const __m256i sign = _mm256_and_si256(top, _mm256_set1_epi32(-0x7fffffff - 1));
+    if constexpr (kind == WeightKind::int4 || kind == WeightKind::int8) {
+      // With its highest bit flipped an offset-binary code is the two's complement of what it
+      // stands for.
+      const __m256i flipped = _mm256_xor_si256(top, _mm256_set1_epi32(-0x7fffffff - 1));
+      return _mm256_cvtepi32_ps(_mm256_srai_epi32(flipped, 32 - kBits));
+    } else if constexpr (kind == WeightKind::fp4) {
+      // The permutation looks at three bits, the magnitude.
+      const __m256 values = _mm256_setr_ps(0, 0.5f, 1, 1.5f, 2, 3, 4, 6);
+      const __m256 magnitude = _mm256_permutevar8x32_ps(values, _mm256_srli_epi32(word, 4 * j));
+      return _mm256_or_ps(magnitude, _mm256_castsi256_ps(sign));
+    } else if constexpr (kind == WeightKind::fp8) {
+      // Exponent and mantissa in place and an exact product, which gives subnormals their value.
+      const __m256i all = _mm256_set1_epi32(0x07f00000);
+      const __m256i magnitude = _mm256_and_si256(_mm256_srli_epi32(top, 4), all);
+      const __m256 value = _mm256_mul_ps(_mm256_castsi256_ps(magnitude), _mm256_set1_ps(0x1p120f));
+      const __m256i nan = _mm256_cmpeq_epi32(magnitude, all);
+      return _mm256_or_ps(_mm256_or_ps(value, _mm256_castsi256_ps(nan)), _mm256_castsi256_ps(sign));
+    } else if constexpr (kind == WeightKind::bf16) {
+      return _mm256_castsi256_ps(j == 0 ? _mm256_slli_epi32(word, 16)
+                                        : _mm256_and_si256(word, _mm256_set1_epi32(-0x10000)));
+    } else if constexpr (kind == WeightKind::f16) {
+      const __m256i half =
+          j == 0 ? _mm256_and_si256(word, _mm256_set1_epi32(0xffff)) : _mm256_srli_epi32(word, 16);
+      const __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(half, half), 0xd8);
+      return _mm256_cvtph_ps(_mm256_castsi256_si128(packed));
+    } else {
+      return _mm256_castsi256_ps(word);
     }
   }
-  if constexpr (j + 1 < codes_per_word(kind)) {
-    multiply_word<kind, rows, tiles, j + 1>(words, x, x_stride, partial);
-  }
-}
+};
 
-// The spans [begin, end) times `rows` rows of x, from row m on, for `tiles` eighths of the panel's
-// rows.
-template <WeightKind kind, int rows, int tiles>
-static void multiply(const GemmPanel& p, int64_t begin, int64_t end, int tile, const GemmInput& in,
-                     int64_t m, float* totals) {
-  const float* x = in.values + m * in.value_stride;
-  const float* sums = in.sums + m * in.sum_stride;
-  totals += m * kPanelRows + tile * kLanes;
-  for (int64_t s = begin; s < end; ++s) {
-    const Span span = p.list.spans[s];
-    __m256 partial[rows][tiles];
-    for (int i = 0; i < rows; ++i) {
-      for (int t = 0; t < tiles; ++t) partial[i][t] = _mm256_setzero_ps();
-    }
-    for (int32_t kw = span.word_begin; kw < span.word_end; ++kw) {
-      const uint32_t* line = p.words + kw * kPanelRows + tile * kLanes;
-      // The first tiles fetch for all: a pass over some lines of every four is what the hardware
-      // doesn't foresee.
-      for (int n = 0; tile == 0 && n < kPanelRows; n += kLineRows) {
-        _mm_prefetch(line + n + kPrefetchWords * kPanelRows, _MM_HINT_T0);
-      }
-      __m256i words[tiles];
-      for (int t = 0; t < tiles; ++t) {
-        words[t] = _mm256_load_si256(reinterpret_cast<const __m256i*>(line + t * kLanes));
-      }
-      multiply_word<kind, rows, tiles>(words, x + kw * codes_per_word(kind), in.value_stride,
-                                       partial);
-    }
-    const int64_t offset = span.group * kPanelRows + tile * kLanes;
-    for (int t = 0; t < tiles; ++t) {
-      const __m256 scale = _mm256_load_ps(p.scale + offset + t * kLanes);
-      if (p.zero) {
-        const __m256 zero = _mm256_load_ps(p.zero + offset + t * kLanes);
-        for (int i = 0; i < rows; ++i) {
-          const __m256 sum = _mm256_set1_ps(sums[i * in.sum_stride + s]);
-          partial[i][t] = _mm256_fnmadd_ps(zero, sum, partial[i][t]);
-        }
-      }
-      for (int i = 0; i < rows; ++i) {
-        float* total = totals + i * kPanelRows + t * kLanes;
-        _mm256_store_ps(total, _mm256_fmadd_ps(scale, partial[i][t], _mm256_load_ps(total)));
-      }
-    }
+struct Integers : Integers256 {
+  template <WeightKind kind>
+  static constexpr int steps = codes_per_word(kind) / 2;
+  template <WeightKind kind, int step>
+  static Operand decode(Words word) {
+    constexpr int kBits = 32 / codes_per_word(kind);
+    constexpr int kMask = (1 << kBits) - 1;
+    return _mm256_and_si256(_mm256_srli_epi32(word, kBits * step),
+                            _mm256_set1_epi32(kMask << 16 | kMask));
   }
-}
-
-template <WeightKind kind, int rows, int tiles>
-FEWBITS_INLINE void multiply_panel(const GemmPanel& p, int64_t begin, int64_t end,
-                                   const GemmInput& in, int64_t m, float* totals) {
-  for (int tile = 0; tile < kPanelRows / kLanes; tile += tiles) {
-    multiply<kind, rows, tiles>(p, begin, end, tile, in, m, totals);
+  static Sum dot(Sum sum, Operand weight, Operand x) {
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(weight, x));
   }
-}
+};
 
-template <WeightKind kind>
-static void panel(const GemmPanel& p, const GemmInput& in, int64_t rows, float* totals) {
-  for (int64_t begin = 0; begin < p.list.count;) {
-    const int64_t end = span_block_end(p.list, begin);
-    for (int64_t m = 0; m < rows;) {
-      const int64_t left = rows - m;
-      if (left > 4) {
-        multiply_panel<kind, 6, 2>(p, begin, end, in, m, totals);
-        m += 6;
-      } else if (left > 2) {
-        multiply_panel<kind, 4, 2>(p, begin, end, in, m, totals);
-        m += 4;
-      } else if (left > 1) {
-        multiply_panel<kind, 2, 4>(p, begin, end, in, m, totals);
-        m += 2;
-      } else {
-        multiply_panel<kind, 1, 8>(p, begin, end, in, m, totals);
-        m += 1;
-      }
-    }
-    begin = end;
-  }
-}
+}  // namespace
 
-const GemmKernel* gemm_kernel_avx2(WeightKind kind) {
-  static const GemmKernel kernels[] = {
-      {panel<WeightKind::int4>, gemm_prepare_float, 1, false},
-      {panel<WeightKind::int8>, gemm_prepare_float, 1, false},
-      {panel<WeightKind::bf16>, gemm_prepare_float, 1, false},
-      {panel<WeightKind::f16>, gemm_prepare_float, 1, false},
-      {panel<WeightKind::f32>, gemm_prepare_float, 1, false},
+const GemmKernel* gemm_kernel_avx2(WeightKind kind, DotKind dot) {
+  static constexpr GemmKernel kFloats[kWeightKinds] = {
+      make_kernel<Floats, FloatWords, WeightKind::int4>(),
+      make_kernel<Floats, FloatWords, WeightKind::int8>(),
+      make_kernel<Floats, FloatWords, WeightKind::fp4>(),
+      make_kernel<Floats, FloatWords, WeightKind::fp8>(),
+      make_kernel<Floats, FloatWords, WeightKind::bf16>(),
+      make_kernel<Floats, FloatWords, WeightKind::f16>(),
+      make_kernel<Floats, FloatWords, WeightKind::f32>(),
   };
-  return &kernels[static_cast<int>(kind)];
+  static constexpr GemmKernel kInteger4 = make_kernel<Integers, Int16Words, WeightKind::int4>();
+  static constexpr GemmKernel kInteger8 = make_kernel<Integers, Int16Words, WeightKind::int8>();
+  if (dot == DotKind::floats) return &kFloats[static_cast<int>(kind)];
+  return kind == WeightKind::int4 ? &kInteger4 : kind == WeightKind::int8 ? &kInteger8 : nullptr;
+}
+
+const RowKernels* row_kernels_avx2() {
+  static constexpr RowKernels kernels = {quantize, finish};
+  return &kernels;
 }
 
 }  // namespace fewbits

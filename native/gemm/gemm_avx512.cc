@@ -1,134 +1,109 @@
-// AVX-512 F, BW, VL, DQ: sixteen rows of the weight in a register, x broadcast, products in
-// float32.
-#include <immintrin.h>
-
-#include "gemm/kernel.h"
-
-#define FEWBITS_INLINE static inline __attribute__((always_inline))
+// AVX-512 F, BW, VL, DQ: products in float32, and integer ones in pairs of 16 bits (VPMADDWD).
+#include "gemm/rows.h"
+#include "gemm/vectors_avx512.h"
+#include "gemm/words.h"
 
 namespace fewbits {
+namespace {
 
-constexpr int kLanes = 16;
-constexpr int kTiles = kPanelRows / kLanes;
+struct Floats : Vectors512 {
+  using Operand = __m512;
+  using Sum = __m512;
+  template <WeightKind kind>
+  static constexpr int steps = codes_per_word(kind);
+  template <WeightKind kind>
+  static constexpr float offset = 0;
 
-// Weights are read far enough ahead to hide the latency of memory, across the end of a panel into
-// the next.
-constexpr int kPrefetchWords = 16;
-
-template <WeightKind kind, int j>
-FEWBITS_INLINE __m512 decode(__m512i word) {
-  if constexpr (kind == WeightKind::int4) {
-    // The permutation looks only at the lowest four bits of each index.
-    const __m512 values = _mm512_setr_ps(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7);
-    return _mm512_permutexvar_ps(_mm512_srli_epi32(word, 4 * j), values);
-  } else if constexpr (kind == WeightKind::int8) {
-    // A byte in the mantissa of 2^23 becomes a float by an exact subtraction.
-    constexpr int kAndOr = 0xea;  // truth table of (a & b) | c
-    const __m512 biased = _mm512_castsi512_ps(_mm512_ternarylogic_epi32(
-        _mm512_srli_epi32(word, 16 * (j / 2)), _mm512_set1_epi32(j % 2 ? 0xff00 : 0x00ff),
-        _mm512_set1_epi32(0x4b000000), kAndOr));
-    if constexpr (j % 2 == 0) return _mm512_sub_ps(biased, _mm512_set1_ps(0x1p23f + 128));
-    return _mm512_fmsub_ps(biased, _mm512_set1_ps(0x1p-8f), _mm512_set1_ps(0x1p15f + 128));
-  } else if constexpr (kind == WeightKind::bf16) {
-    return _mm512_castsi512_ps(j == 0 ? _mm512_slli_epi32(word, 16)
-                                      : _mm512_and_si512(word, _mm512_set1_epi32(0xffff0000)));
-  } else if constexpr (kind == WeightKind::f16) {
-    return _mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_srli_epi32(word, 16 * j)));
-  } else {
-    return _mm512_castsi512_ps(word);
+  static Operand load_operand(const uint32_t* p) { return _mm512_load_ps(p); }
+  static void store_operand(uint32_t* p, Operand operand) { _mm512_store_ps(p, operand); }
+  static Operand broadcast(const uint32_t* x) {
+    return _mm512_castsi512_ps(_mm512_set1_epi32(static_cast<int>(*x)));
   }
-}
+  static Sum zero() { return _mm512_setzero_ps(); }
+  static Sum dot(Sum sum, Operand weight, Operand x) { return _mm512_fmadd_ps(weight, x, sum); }
+  static Float to_float(Sum sum) { return sum; }
 
-template <WeightKind kind, int rows, int j = 0>
-FEWBITS_INLINE void multiply_word(const __m512i (&words)[kTiles], const float* x, int64_t x_stride,
-                                  __m512 (&partial)[rows][kTiles]) {
-  __m512 weights[kTiles];
-  for (int t = 0; t < kTiles; ++t) weights[t] = decode<kind, j>(words[t]);
-  for (int m = 0; m < rows; ++m) {
-    const __m512 value = _mm512_set1_ps(x[m * x_stride + j]);
-    for (int t = 0; t < kTiles; ++t) {
-      partial[m][t] = _mm512_fmadd_ps(weights[t], value, partial[m][t]);
+  // A register of 32-bit lanes, byte `j` moved to where `bit` is its lowest.
+  template <int j, int bit>
+  static __m512i byte_at(__m512i word) {
+    constexpr int kShift = bit - 8 * j;
+    return kShift >= 0 ? _mm512_slli_epi32(word, kShift) : _mm512_srli_epi32(word, -kShift);
+  }
+
+  template <WeightKind kind, int j>
+  static Operand decode(Words word) {
+    if constexpr (kind == WeightKind::int4 || kind == WeightKind::fp4) {
+      // The permutation looks only at the lowest four bits of each index.
+      const __m512 values =
+          kind == WeightKind::int4
+              ? _mm512_setr_ps(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7)
+              : _mm512_setr_ps(0, 0.5f, 1, 1.5f, 2, 3, 4, 6, -0.0f, -0.5f, -1, -1.5f, -2, -3, -4,
+                               -6);
+      return _mm512_permutexvar_ps(_mm512_srli_epi32(word, 4 * j), values);
+    } else if constexpr (kind == WeightKind::int8) {
+      // A byte in the mantissa of 2^23 becomes a float by an exact subtraction.
+      const __m512 biased = _mm512_castsi512_ps(_mm512_ternarylogic_epi32(
+          _mm512_srli_epi32(word, 16 * (j / 2)), _mm512_set1_epi32(j % 2 ? 0xff00 : 0x00ff),
+          _mm512_set1_epi32(0x4b000000), kAndOr));
+      if constexpr (j % 2 == 0) return _mm512_sub_ps(biased, _mm512_set1_ps(0x1p23f + 128));
+      return _mm512_fmsub_ps(biased, _mm512_set1_ps(0x1p-8f), _mm512_set1_ps(0x1p15f + 128));
+    } else if constexpr (kind == WeightKind::fp8) {
+      // Exponent and mantissa in place and an exact product, which gives subnormals their value.
+      const __m512i magnitude =
+          _mm512_and_si512(byte_at<j, 20>(word), _mm512_set1_epi32(0x07f00000));
+      const __m512 value = _mm512_mul_ps(_mm512_castsi512_ps(magnitude), _mm512_set1_ps(0x1p120f));
+      const __mmask16 nan = _mm512_cmpeq_epi32_mask(magnitude, _mm512_set1_epi32(0x07f00000));
+      const __m512i bits =
+          _mm512_ternarylogic_epi32(byte_at<j, 24>(word), _mm512_set1_epi32(-0x7fffffff - 1),
+                                    _mm512_castps_si512(value), kAndOr);
+      return _mm512_castsi512_ps(_mm512_mask_mov_epi32(bits, nan, _mm512_set1_epi32(0x7fc00000)));
+    } else if constexpr (kind == WeightKind::bf16) {
+      return _mm512_castsi512_ps(j == 0 ? _mm512_slli_epi32(word, 16)
+                                        : _mm512_and_si512(word, _mm512_set1_epi32(-0x10000)));
+    } else if constexpr (kind == WeightKind::f16) {
+      return _mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_srli_epi32(word, 16 * j)));
+    } else {
+      return _mm512_castsi512_ps(word);
     }
   }
-  if constexpr (j + 1 < codes_per_word(kind)) {
-    multiply_word<kind, rows, j + 1>(words, x, x_stride, partial);
-  }
-}
+};
 
-// The spans [begin, end) times `rows` rows of x, from row m on.
-template <WeightKind kind, int rows>
-static void multiply(const GemmPanel& p, int64_t begin, int64_t end, const GemmInput& in, int64_t m,
-                     float* totals) {
-  const float* x = in.values + m * in.value_stride;
-  const float* sums = in.sums + m * in.sum_stride;
-  totals += m * kPanelRows;
-  for (int64_t s = begin; s < end; ++s) {
-    const Span span = p.list.spans[s];
-    __m512 partial[rows][kTiles];
-    for (int i = 0; i < rows; ++i) {
-      for (int t = 0; t < kTiles; ++t) partial[i][t] = _mm512_setzero_ps();
-    }
-    for (int32_t kw = span.word_begin; kw < span.word_end; ++kw) {
-      const uint32_t* line = p.words + kw * kPanelRows;
-      __m512i words[kTiles];
-      for (int t = 0; t < kTiles; ++t) {
-        words[t] = _mm512_load_si512(line + t * kLanes);
-        _mm_prefetch(line + t * kLanes + kPrefetchWords * kPanelRows, _MM_HINT_T0);
-      }
-      multiply_word<kind, rows>(words, x + kw * codes_per_word(kind), in.value_stride, partial);
-    }
-    const int64_t offset = span.group * kPanelRows;
-    for (int t = 0; t < kTiles; ++t) {
-      const __m512 scale = _mm512_load_ps(p.scale + offset + t * kLanes);
-      if (p.zero) {
-        const __m512 zero = _mm512_load_ps(p.zero + offset + t * kLanes);
-        for (int i = 0; i < rows; ++i) {
-          const __m512 sum = _mm512_set1_ps(sums[i * in.sum_stride + s]);
-          partial[i][t] = _mm512_fnmadd_ps(zero, sum, partial[i][t]);
-        }
-      }
-      for (int i = 0; i < rows; ++i) {
-        float* total = totals + i * kPanelRows + t * kLanes;
-        _mm512_store_ps(total, _mm512_fmadd_ps(scale, partial[i][t], _mm512_load_ps(total)));
-      }
-    }
+struct Integers : Integers512 {
+  template <WeightKind kind>
+  static constexpr int steps = codes_per_word(kind) / 2;
+  template <WeightKind kind, int step>
+  static Operand decode(Words word) {
+    constexpr int kBits = 32 / codes_per_word(kind);
+    constexpr int kMask = (1 << kBits) - 1;
+    return _mm512_and_si512(_mm512_srli_epi32(word, kBits * step),
+                            _mm512_set1_epi32(kMask << 16 | kMask));
   }
-}
-
-template <WeightKind kind>
-static void panel(const GemmPanel& p, const GemmInput& in, int64_t rows, float* totals) {
-  for (int64_t begin = 0; begin < p.list.count;) {
-    const int64_t end = span_block_end(p.list, begin);
-    // Six rows by four tiles are as many sums as the registers hold.
-    for (int64_t m = 0; m < rows;) {
-      const int64_t left = rows - m;
-      if (left > 8 || left == 6 || left == 5) {
-        multiply<kind, 6>(p, begin, end, in, m, totals);
-        m += 6;
-      } else if (left > 2) {
-        multiply<kind, 4>(p, begin, end, in, m, totals);
-        m += 4;
-      } else if (left > 1) {
-        multiply<kind, 2>(p, begin, end, in, m, totals);
-        m += 2;
-      } else {
-        multiply<kind, 1>(p, begin, end, in, m, totals);
-        m += 1;
-      }
-    }
-    begin = end;
+  static Sum dot(Sum sum, Operand weight, Operand x) {
+    return _mm512_add_epi32(sum, _mm512_madd_epi16(weight, x));
   }
-}
+};
 
-const GemmKernel* gemm_kernel_avx512(WeightKind kind) {
-  static const GemmKernel kernels[] = {
-      {panel<WeightKind::int4>, gemm_prepare_float, 1, false},
-      {panel<WeightKind::int8>, gemm_prepare_float, 1, false},
-      {panel<WeightKind::bf16>, gemm_prepare_float, 1, false},
-      {panel<WeightKind::f16>, gemm_prepare_float, 1, false},
-      {panel<WeightKind::f32>, gemm_prepare_float, 1, false},
+}  // namespace
+
+const GemmKernel* gemm_kernel_avx512(WeightKind kind, DotKind dot) {
+  static constexpr GemmKernel kFloats[kWeightKinds] = {
+      make_kernel<Floats, FloatWords, WeightKind::int4>(),
+      make_kernel<Floats, FloatWords, WeightKind::int8>(),
+      make_kernel<Floats, FloatWords, WeightKind::fp4>(),
+      make_kernel<Floats, FloatWords, WeightKind::fp8>(),
+      make_kernel<Floats, FloatWords, WeightKind::bf16>(),
+      make_kernel<Floats, FloatWords, WeightKind::f16>(),
+      make_kernel<Floats, FloatWords, WeightKind::f32>(),
   };
-  return &kernels[static_cast<int>(kind)];
+  static constexpr GemmKernel kInteger4 = make_kernel<Integers, Int16Words, WeightKind::int4>();
+  static constexpr GemmKernel kInteger8 = make_kernel<Integers, Int16Words, WeightKind::int8>();
+  if (dot == DotKind::floats) return &kFloats[static_cast<int>(kind)];
+  return kind == WeightKind::int4 ? &kInteger4 : kind == WeightKind::int8 ? &kInteger8 : nullptr;
+}
+
+const RowKernels* row_kernels_avx512() {
+  static const RowKernels kernels = {quantize, finish};
+  return &kernels;
 }
 
 }  // namespace fewbits

@@ -1,223 +1,182 @@
-// AVX-512 BF16: x rounded to bfloat16 once a call, products in pairs (VDPBF16PS) summed in float32.
-// Kinds whose values bfloat16 doesn't hold exactly (f16, f32) stay with the avx512 tier.
-//
-// A prepared row keeps two values of x in the bits of each float:
-//   int8, bf16   (x0, x1) (x2, x3) ...
-//   int4         (x0, x4) (x1, x5) (x2, x6) (x3, x7) (x8, x12) ...
-// A mask of 0x000f000f takes codes 0 and 4 of an int4 word, and after shifts by four bits the pairs
-// that follow.
-#include <immintrin.h>
-
-#include "gemm/kernel.h"
-
-#define FEWBITS_INLINE static inline __attribute__((always_inline))
+// AVX-512 BF16 and VBMI: x rounded to bfloat16 once a call, products in pairs (VDPBF16PS) summed
+// in float32. Kinds whose values bfloat16 doesn't hold exactly (f16, f32) stay with the avx512
+// tier.
+#include "gemm/vectors_avx512.h"
+#include "gemm/words.h"
 
 namespace fewbits {
+namespace {
 
-constexpr int kLanes = 16;
-constexpr int kTiles = kPanelRows / kLanes;
-
-// Weights are read far enough ahead to hide the latency of memory, across the end of a panel into
-// the next.
-constexpr int kPrefetchWords = 16;
-
-// From this many rows on, codes are decoded into memory once instead of into registers for every
-// six rows.
-constexpr int64_t kDecodeOnceRows = 24;
-
-// What the decoder of int4 leaves in a code: 128 from the bit trick, 8 from offset-binary.
-constexpr float kInt4Offset = 136;
-
-constexpr int kAndOr = 0xea;  // truth table of (a & b) | c
-
-template <WeightKind kind, int pair>
-FEWBITS_INLINE __m512i decode(__m512i word) {
-  if constexpr (kind == WeightKind::int4) {
-    // A code in the lowest mantissa bits of 128.0 is 128 + code.
-    return _mm512_ternarylogic_epi32(_mm512_srli_epi32(word, 4 * pair),
-                                     _mm512_set1_epi32(0x000f000f), _mm512_set1_epi32(0x43004300),
-                                     kAndOr);
-  } else if constexpr (kind == WeightKind::int8) {
-    // Bytes in the mantissa of 2^23 become floats by an exact subtraction, whose lower halves are
-    // zero.
-    const __m512i bytes = _mm512_srli_epi32(word, 16 * pair);
-    const __m512i magic = _mm512_set1_epi32(0x4b000000);
-    const __m512 low = _mm512_castsi512_ps(
-        _mm512_ternarylogic_epi32(bytes, _mm512_set1_epi32(0x00ff), magic, kAndOr));
-    const __m512 high = _mm512_castsi512_ps(
-        _mm512_ternarylogic_epi32(bytes, _mm512_set1_epi32(0xff00), magic, kAndOr));
-    const __m512 even = _mm512_sub_ps(low, _mm512_set1_ps(0x1p23f + 128));
-    const __m512 odd =
-        _mm512_fmsub_ps(high, _mm512_set1_ps(0x1p-8f), _mm512_set1_ps(0x1p15f + 128));
-    return _mm512_or_si512(_mm512_castps_si512(odd),
-                           _mm512_srli_epi32(_mm512_castps_si512(even), 16));
-  } else {
-    return word;
-  }
-}
-
-template <WeightKind kind, int rows, int pair = 0>
-FEWBITS_INLINE void multiply_word(const __m512i (&words)[kTiles], const float* x, int64_t x_stride,
-                                  __m512 (&partial)[rows][kTiles]) {
-  __m512i weights[kTiles];
-  for (int t = 0; t < kTiles; ++t) weights[t] = decode<kind, pair>(words[t]);
-  for (int m = 0; m < rows; ++m) {
-    const __m512i value = _mm512_castps_si512(_mm512_set1_ps(x[m * x_stride + pair]));
-    for (int t = 0; t < kTiles; ++t) {
-      partial[m][t] = _mm512_dpbf16_ps(partial[m][t], (__m512bh)weights[t], (__m512bh)value);
+// The lower or upper bytes of 64 consecutive magnitudes of e4m3 as bfloat16.
+struct E4m3Bytes {
+  alignas(64) uint8_t low[128], high[128];
+  constexpr E4m3Bytes() : low(), high() {
+    for (int code = 0; code < 128; ++code) {
+      const int exponent = code >> 3, mantissa = code & 7;
+      int bits = (exponent + 120) << 7 | mantissa << 4;
+      if (code == 127) bits = 0x7fc0;
+      if (exponent == 0) {
+        // mantissa * 2^-9, normalised.
+        const int top = mantissa >= 4 ? 2 : mantissa >= 2 ? 1 : 0;
+        bits = mantissa == 0 ? 0 : (127 - 9 + top) << 7 | (mantissa << (7 - top) & 0x7f);
+      }
+      low[code] = static_cast<uint8_t>(bits & 0xff);
+      high[code] = static_cast<uint8_t>(bits >> 8);
     }
   }
-  if constexpr (pair + 1 < codes_per_word(kind) / 2) {
-    multiply_word<kind, rows, pair + 1>(words, x, x_stride, partial);
-  }
-}
-
-// A block of spans as a kernel passes it over the rows. Its words are those of the weight, or,
-// where `kind` is stored as bf16, pairs of codes that were decoded before.
-struct Block {
-  int64_t span_begin;
-  int64_t span_end;
-  const uint32_t* words;  // from the first word of the first span
 };
 
-// The spans of a block times `rows` rows of x, from row m on.
-template <WeightKind kind, WeightKind stored, int rows>
-static void multiply(const GemmPanel& p, const Block& block, const GemmInput& in, int64_t m,
-                     float* totals) {
-  constexpr int kStoredPairs = codes_per_word(stored) / 2;
-  constexpr int kStoredWords = codes_per_word(kind) / codes_per_word(stored);
-  const int32_t block_begin = p.list.spans[block.span_begin].word_begin;
-  const float* x =
-      in.values + m * in.value_stride + block_begin * int64_t{kStoredWords * kStoredPairs};
-  const float* sums = in.sums + m * in.sum_stride;
-  totals += m * kPanelRows;
-  for (int64_t s = block.span_begin; s < block.span_end; ++s) {
-    const Span span = p.list.spans[s];
-    __m512 partial[rows][kTiles];
-    for (int i = 0; i < rows; ++i) {
-      for (int t = 0; t < kTiles; ++t) partial[i][t] = _mm512_setzero_ps();
-    }
-    const int64_t end = int64_t{span.word_end - block_begin} * kStoredWords;
-    for (int64_t i = int64_t{span.word_begin - block_begin} * kStoredWords; i < end; ++i) {
-      const uint32_t* line = block.words + i * kPanelRows;
-      __m512i words[kTiles];
-      for (int t = 0; t < kTiles; ++t) {
-        words[t] = _mm512_load_si512(line + t * kLanes);
-        if (stored == kind) {
-          _mm_prefetch(line + t * kLanes + kPrefetchWords * kPanelRows, _MM_HINT_T0);
-        }
-      }
-      multiply_word<stored, rows>(words, x + i * kStoredPairs, in.value_stride, partial);
-    }
-    const int64_t group = span.group * kPanelRows;
-    for (int t = 0; t < kTiles; ++t) {
-      const __m512 scale = _mm512_load_ps(p.scale + group + t * kLanes);
-      if (kind == WeightKind::int4 || p.zero) {
-        __m512 offset = p.zero ? _mm512_load_ps(p.zero + group + t * kLanes) : _mm512_setzero_ps();
-        if (kind == WeightKind::int4) offset = _mm512_add_ps(offset, _mm512_set1_ps(kInt4Offset));
-        for (int i = 0; i < rows; ++i) {
-          const __m512 sum = _mm512_set1_ps(sums[i * in.sum_stride + s]);
-          partial[i][t] = _mm512_fnmadd_ps(offset, sum, partial[i][t]);
-        }
-      }
-      for (int i = 0; i < rows; ++i) {
-        float* total = totals + i * kPanelRows + t * kLanes;
-        _mm512_store_ps(total, _mm512_fmadd_ps(scale, partial[i][t], _mm512_load_ps(total)));
-      }
+// Magnitudes below 128 of negative two's-complement bytes: index b & 127 stands for b - 128.
+struct Int8Bytes {
+  alignas(64) uint8_t low[128], high[128];
+  constexpr Int8Bytes() : low(), high() {
+    for (int code = 0; code < 128; ++code) {
+      int exponent = 0;
+      while (code >> (exponent + 1)) ++exponent;
+      const int bits = code == 0 ? 0 : (127 + exponent) << 7 | (code << (7 - exponent) & 0x7f);
+      low[code] = static_cast<uint8_t>(bits & 0xff);
+      high[code] = static_cast<uint8_t>(bits >> 8);
     }
   }
-}
+};
 
-// Six rows by four tiles are as many sums as the registers hold.
-template <WeightKind kind, WeightKind stored>
-static void multiply_rows(const GemmPanel& p, const Block& block, const GemmInput& in, int64_t rows,
-                          float* totals) {
-  for (int64_t m = 0; m < rows;) {
-    const int64_t left = rows - m;
-    if (left > 8 || left == 6 || left == 5) {
-      multiply<kind, stored, 6>(p, block, in, m, totals);
-      m += 6;
-    } else if (left > 2) {
-      multiply<kind, stored, 4>(p, block, in, m, totals);
-      m += 4;
-    } else if (left > 1) {
-      multiply<kind, stored, 2>(p, block, in, m, totals);
-      m += 2;
+constexpr E4m3Bytes kE4m3;
+constexpr Int8Bytes kInt8;
+
+struct Bf16 : Vectors512 {
+  using Operand = __m512i;
+  using Sum = __m512;
+  template <WeightKind kind>
+  static constexpr int steps = codes_per_word(kind) / 2;
+  // A code in the mantissa of 128 is 128 + code; bytes are taken unsigned.
+  template <WeightKind kind>
+  static constexpr float offset = kind == WeightKind::int4   ? 136
+                                  : kind == WeightKind::int8 ? 128
+                                                             : 0;
+
+  static Operand load_operand(const uint32_t* p) { return _mm512_load_si512(p); }
+  static void store_operand(uint32_t* p, Operand operand) { _mm512_store_si512(p, operand); }
+  static Operand broadcast(const uint32_t* x) { return _mm512_set1_epi32(static_cast<int>(*x)); }
+  static Sum zero() { return _mm512_setzero_ps(); }
+  static Sum dot(Sum sum, Operand weight, Operand x) {
+    // As the intrinsic GCC 12 copies sums between registers around the loop.
+    asm("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(weight), "v"(x));
+    return sum;
+  }
+  static Float to_float(Sum sum) { return sum; }
+
+  // Bytes p and p + 2 of a word as pairs of bfloat16.
+  template <int p>
+  static Operand pairs(__m512i low, __m512i high) {
+    if constexpr (p == 0) {
+      return _mm512_ternarylogic_epi32(low, _mm512_set1_epi32(0x00ff00ff),
+                                       _mm512_slli_epi16(high, 8), kAndOr);
     } else {
-      multiply<kind, stored, 1>(p, block, in, m, totals);
-      m += 1;
+      return _mm512_ternarylogic_epi32(high, _mm512_set1_epi32(static_cast<int>(0xff00ff00)),
+                                       _mm512_srli_epi16(low, 8), kAndOr);
     }
   }
-}
 
-template <WeightKind kind, int pair = 0>
-FEWBITS_INLINE void decode_word(__m512i word, uint32_t* pairs) {
-  _mm512_store_si512(pairs + pair * kPanelRows, decode<kind, pair>(word));
-  if constexpr (pair + 1 < codes_per_word(kind) / 2) decode_word<kind, pair + 1>(word, pairs);
-}
-
-template <WeightKind kind>
-static void panel(const GemmPanel& p, const GemmInput& in, int64_t rows, float* totals) {
-  constexpr int kPairs = codes_per_word(kind) / 2;
-  for (int64_t begin = 0; begin < p.list.count;) {
-    const int64_t end = span_block_end(p.list, begin);
-    const int64_t word_begin = p.list.spans[begin].word_begin;
-    const uint32_t* words = p.words + word_begin * kPanelRows;
-    if constexpr (kind != WeightKind::int8) {
-      multiply_rows<kind, kind>(p, {begin, end, words}, in, rows, totals);
-    } else if (rows < kDecodeOnceRows) {
-      multiply_rows<kind, kind>(p, {begin, end, words}, in, rows, totals);
+  template <WeightKind kind, int p>
+  static Operand decode(Words word) {
+    if constexpr (kind == WeightKind::int4) {
+      return _mm512_ternarylogic_epi32(_mm512_srli_epi32(word, 4 * p),
+                                       _mm512_set1_epi32(0x000f000f), _mm512_set1_epi32(0x43004300),
+                                       kAndOr);
+    } else if constexpr (kind == WeightKind::fp4) {
+      // The permutation looks at five bits, of which the fifth belongs to the next code.
+      constexpr short kZero = 0, kHalf = 0x3f00, kOne = 0x3f80, kThreeHalves = 0x3fc0,
+                      kTwo = 0x4000, kThree = 0x4040, kFour = 0x4080, kSix = 0x40c0,
+                      kMinus = INT16_MIN;
+      const __m256i values =
+          _mm256_setr_epi16(kZero, kHalf, kOne, kThreeHalves, kTwo, kThree, kFour, kSix,
+                            kMinus | kZero, kMinus | kHalf, kMinus | kOne, kMinus | kThreeHalves,
+                            kMinus | kTwo, kMinus | kThree, kMinus | kFour, kMinus | kSix);
+      return _mm512_permutexvar_epi16(_mm512_srli_epi32(word, 4 * p),
+                                      _mm512_broadcast_i64x4(values));
+    } else if constexpr (kind == WeightKind::fp8) {
+      // The permutations look at seven bits, all but the sign.
+      const __m512i low = _mm512_permutex2var_epi8(_mm512_load_si512(kE4m3.low), word,
+                                                   _mm512_load_si512(kE4m3.low + 64));
+      const __m512i magnitude = _mm512_permutex2var_epi8(_mm512_load_si512(kE4m3.high), word,
+                                                         _mm512_load_si512(kE4m3.high + 64));
+      const __m512i high = _mm512_ternarylogic_epi32(
+          word, _mm512_set1_epi32(static_cast<int>(0x80808080)), magnitude, kAndOr);
+      return pairs<p>(low, high);
+    } else if constexpr (kind == WeightKind::int8) {
+      // 128 + c is 0x4300 | c for the upper half of the codes; the lower half is looked up.
+      const __m512i flipped =
+          _mm512_xor_si512(word, _mm512_set1_epi32(static_cast<int>(0x80808080)));
+      const __mmask64 lower = _mm512_movepi8_mask(flipped);
+      const __m512i low = _mm512_mask2_permutex2var_epi8(_mm512_load_si512(kInt8.low), flipped,
+                                                         lower, _mm512_load_si512(kInt8.low + 64));
+      const __m512i looked_up = _mm512_permutex2var_epi8(_mm512_load_si512(kInt8.high), flipped,
+                                                         _mm512_load_si512(kInt8.high + 64));
+      const __m512i high = _mm512_mask_mov_epi8(_mm512_set1_epi8(0x43), lower, looked_up);
+      return pairs<p>(low, high);
     } else {
-      alignas(64) uint32_t pairs[kSpanCodes / 2 * kPanelRows];
-      const int64_t count = p.list.spans[end - 1].word_end - word_begin;
-      for (int64_t i = 0; i < count * kPanelRows; i += kLanes) {
-        const int64_t kw = i / kPanelRows, lane = i % kPanelRows;
-        decode_word<kind>(_mm512_load_si512(words + i), pairs + kw * kPairs * kPanelRows + lane);
-      }
-      multiply_rows<kind, WeightKind::bf16>(p, {begin, end, pairs}, in, rows, totals);
+      return word;
     }
-    begin = end;
   }
-}
+};
 
-FEWBITS_INLINE __mmask16 first(int64_t count) {
-  return count >= 16 ? 0xffff : count <= 0 ? 0 : static_cast<__mmask16>((1 << count) - 1);
-}
-
-template <WeightKind kind>
-static void prepare(const float* x, int64_t K, const SpanList& list, float* values, float* sums) {
-  const __m256i order =
-      kind == WeightKind::int4
-          ? _mm256_setr_epi16(0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15)
-          : _mm256_setr_epi16(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-  for (int64_t s = 0; s < list.count; ++s) {
-    const int64_t begin = int64_t{list.spans[s].word_begin} * list.codes_per_word;
-    const int64_t end = int64_t{list.spans[s].word_end} * list.codes_per_word;
+// Two values of x rounded to bfloat16.
+struct Bf16Words {
+  static uint32_t round(float value) {
+    return _mm_cvtsi128_si32((__m128i)_mm_cvtneps_pbh(_mm_set_ss(value))) & 0xffff;
+  }
+  template <int stride>
+  static uint32_t word(const float* x) {
+    return round(x[0]) | round(x[stride]) << 16;
+  }
+  template <int codes, int stride>
+  static int64_t bulk(const float* x, int64_t K, uint32_t* values) {
+    const __m256i order =
+        codes == 8   ? _mm256_setr_epi16(0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15)
+        : codes == 4 ? _mm256_setr_epi16(0, 2, 1, 3, 4, 6, 5, 7, 8, 10, 9, 11, 12, 14, 13, 15)
+                     : _mm256_setr_epi16(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    int64_t k = 0;
+    for (; k + 16 <= K; k += 16) {
+      const __m256i rounded = (__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(x + k));
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(values + k / 2),
+                          _mm256_permutexvar_epi16(order, rounded));
+    }
+    return k;
+  }
+  static float sum(const uint32_t* words, int64_t count) {
     __m512 sum = _mm512_setzero_ps();
-    for (int64_t k = begin; k < end; k += 16) {
-      const __m512 row = _mm512_maskz_loadu_ps(first((end < K ? end : K) - k), x + k);
-      const __m256i rounded = (__m256i)_mm512_cvtneps_pbh(row);
-      // Every pair of x is one float of `values`.
-      _mm256_mask_storeu_epi16(values + k / 2, first(end - k),
-                               _mm256_permutexvar_epi16(order, rounded));
-      const __m512i widened = _mm512_slli_epi32(_mm512_cvtepu16_epi32(rounded), 16);
-      sum = _mm512_add_ps(sum, _mm512_castsi512_ps(widened));
+    for (int64_t i = 0; i < count; i += 16) {
+      const __mmask16 valid =
+          count - i >= 16 ? 0xffff : static_cast<__mmask16>((1 << (count - i)) - 1);
+      const __m512i pairs = _mm512_maskz_loadu_epi32(valid, words + i);
+      sum = _mm512_add_ps(sum, _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16)));
+      sum = _mm512_add_ps(
+          sum, _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(-0x10000))));
     }
-    if (sums) sums[s] = _mm512_reduce_add_ps(sum);
+    return _mm512_reduce_add_ps(sum);
   }
-}
+};
 
-const GemmKernel* gemm_kernel_avx512_bf16(WeightKind kind) {
-  static const GemmKernel int4 = {panel<WeightKind::int4>, prepare<WeightKind::int4>, 2, true};
-  static const GemmKernel int8 = {panel<WeightKind::int8>, prepare<WeightKind::int8>, 2, false};
-  static const GemmKernel bf16 = {panel<WeightKind::bf16>, prepare<WeightKind::bf16>, 2, false};
+}  // namespace
+
+const GemmKernel* gemm_kernel_avx512_bf16(WeightKind kind, DotKind dot) {
+  static constexpr GemmKernel kInt4 = make_kernel<Bf16, Bf16Words, WeightKind::int4>();
+  static constexpr GemmKernel kInt8 = make_kernel<Bf16, Bf16Words, WeightKind::int8>();
+  static constexpr GemmKernel kFp4 = make_kernel<Bf16, Bf16Words, WeightKind::fp4>();
+  static constexpr GemmKernel kFp8 = make_kernel<Bf16, Bf16Words, WeightKind::fp8>();
+  static constexpr GemmKernel kBf16 = make_kernel<Bf16, Bf16Words, WeightKind::bf16>();
+  if (dot != DotKind::floats) return nullptr;
   switch (kind) {
     case WeightKind::int4:
-      return &int4;
+      return &kInt4;
     case WeightKind::int8:
-      return &int8;
+      return &kInt8;
+    case WeightKind::fp4:
+      return &kFp4;
+    case WeightKind::fp8:
+      return &kFp8;
     case WeightKind::bf16:
-      return &bf16;
+      return &kBf16;
     default:
       return nullptr;
   }

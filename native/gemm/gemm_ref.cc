@@ -1,25 +1,12 @@
 // Plain C++: what the other tiers are tested against, and the tier of every other CPU.
-#include <string.h>
-
 #include "gemm/kernel.h"
+#include "gemm/numbers.h"
+#include "gemm/rows.h"
 
 namespace fewbits {
 namespace {
 
-float bits_to_float(uint32_t bits) {
-  float value;
-  memcpy(&value, &bits, sizeof value);
-  return value;
-}
-
-float half_to_float(uint32_t half) {
-  const uint32_t sign = (half & 0x8000) << 16;
-  const uint32_t magnitude = half & 0x7fff;
-  if (magnitude >= 0x7c00) return bits_to_float(sign | 0x7f800000 | magnitude << 13);
-  // The exponent is rebiased by an exact product, which gives subnormal halves their value too.
-  constexpr float kTwoTo112 = 5192296858534827628530496329220096.0f;
-  return bits_to_float(sign | 0x3f800000) * (bits_to_float(magnitude << 13) * kTwoTo112);
-}
+constexpr float kE2m1[8] = {0, 0.5f, 1, 1.5f, 2, 3, 4, 6};
 
 template <WeightKind kind>
 float decode(uint32_t word, int j) {
@@ -28,35 +15,46 @@ float decode(uint32_t word, int j) {
       return static_cast<float>(static_cast<int>(word >> 4 * j & 15) - 8);
     case WeightKind::int8:
       return static_cast<float>(static_cast<int>(word >> 8 * j & 255) - 128);
+    case WeightKind::fp4: {
+      const float magnitude = kE2m1[word >> 4 * j & 7];
+      return word >> 4 * j & 8 ? -magnitude : magnitude;
+    }
+    case WeightKind::fp8:
+      return from_e4m3(word >> 8 * j & 255);
     case WeightKind::bf16:
-      return bits_to_float(word >> 16 * j << 16);
+      return from_bits(word >> 16 * j << 16);
     case WeightKind::f16:
-      return half_to_float(word >> 16 * j & 0xffff);
+      return from_half(word >> 16 * j & 0xffff);
     case WeightKind::f32:
-      return bits_to_float(word);
+      return from_bits(word);
   }
 }
 
+// x is float32, one value a word. Integers below 2^24 are summed exactly too.
 template <WeightKind kind>
 void panel(const GemmPanel& p, const GemmInput& in, int64_t rows, float* totals) {
   constexpr int kCodes = codes_per_word(kind);
   for (int64_t s = 0; s < p.list.count; ++s) {
     const Span span = p.list.spans[s];
-    const float* scale = p.scale + span.group * kPanelRows;
-    const float* zero = p.zero ? p.zero + span.group * kPanelRows : nullptr;
+    float scale[kPanelRows];
+    widen_scales(p.scale_kind, p.scale, p.shared, span.group, 1, scale);
     for (int64_t m = 0; m < rows; ++m) {
-      const float* x = in.values + m * in.value_stride;
+      const uint32_t* x = in.values + m * in.value_stride;
+      const int64_t place = m * in.span_stride + s;
       float partial[kPanelRows] = {};
       for (int32_t kw = span.word_begin; kw < span.word_end; ++kw) {
         for (int j = 0; j < kCodes; ++j) {
-          const float value = x[kw * kCodes + j];
+          const float value = from_bits(x[kw * kCodes + j]);
           for (int n = 0; n < kPanelRows; ++n) {
             partial[n] += decode<kind>(p.words[kw * kPanelRows + n], j) * value;
           }
         }
       }
       for (int n = 0; n < kPanelRows; ++n) {
-        if (zero) partial[n] -= zero[n] * in.sums[m * in.sum_stride + s];
+        if (p.zero) {
+          partial[n] -= static_cast<float>(p.zero[span.group * kPanelRows + n]) * in.sums[place];
+        }
+        if (in.scales) partial[n] *= in.scales[place];
         totals[m * kPanelRows + n] += scale[n] * partial[n];
       }
     }
@@ -64,37 +62,38 @@ void panel(const GemmPanel& p, const GemmInput& in, int64_t rows, float* totals)
 }
 
 template <WeightKind kind>
-const GemmKernel kKernel = {panel<kind>, gemm_prepare_float, 1, false};
+void prepare(const float* x, int64_t K, uint32_t* values) {
+  constexpr int64_t kCodes = codes_per_word(kind);
+  memcpy(values, x, K * sizeof(float));
+  for (int64_t k = K; k % kCodes != 0; ++k) values[k] = 0;
+}
+
+template <int codes>
+float span_sum(const uint32_t* values, int64_t begin, int64_t end) {
+  // Eight sums side by side: one chain of additions would take as long as a small product.
+  float lane[8] = {};
+  for (int64_t k = begin * codes; k < end * codes; ++k) lane[k & 7] += from_bits(values[k]);
+  return ((lane[0] + lane[4]) + (lane[1] + lane[5])) + ((lane[2] + lane[6]) + (lane[3] + lane[7]));
+}
+
+template <WeightKind kind>
+constexpr GemmKernel kKernel = {panel<kind>, prepare<kind>, span_sum<codes_per_word(kind)>,
+                                codes_per_word(kind),
+                                kind == WeightKind::int4 || kind == WeightKind::int8};
 
 }  // namespace
 
-void gemm_prepare_float(const float* x, int64_t K, const SpanList& list, float* values,
-                        float* sums) {
-  const int64_t padded = int64_t{list.spans[list.count - 1].word_end} * list.codes_per_word;
-  memcpy(values, x, K * sizeof(float));
-  memset(values + K, 0, (padded - K) * sizeof(float));
-  if (!sums) return;
-  for (int64_t s = 0; s < list.count; ++s) {
-    const int64_t begin = int64_t{list.spans[s].word_begin} * list.codes_per_word;
-    const int64_t end = int64_t{list.spans[s].word_end} * list.codes_per_word;
-    // Eight sums side by side: one chain of additions would take as long as a small product.
-    float lane[8] = {};
-    int64_t k = begin;
-    for (; k + 8 <= end; k += 8) {
-      for (int i = 0; i < 8; ++i) lane[i] += values[k + i];
-    }
-    for (; k < end; ++k) lane[k & 7] += values[k];
-    sums[s] =
-        ((lane[0] + lane[4]) + (lane[1] + lane[5])) + ((lane[2] + lane[6]) + (lane[3] + lane[7]));
-  }
-}
-
-const GemmKernel* gemm_kernel_ref(WeightKind kind) {
+// Products of integers are those of floats here.
+const GemmKernel* gemm_kernel_ref(WeightKind kind, DotKind) {
   switch (kind) {
     case WeightKind::int4:
       return &kKernel<WeightKind::int4>;
     case WeightKind::int8:
       return &kKernel<WeightKind::int8>;
+    case WeightKind::fp4:
+      return &kKernel<WeightKind::fp4>;
+    case WeightKind::fp8:
+      return &kKernel<WeightKind::fp8>;
     case WeightKind::bf16:
       return &kKernel<WeightKind::bf16>;
     case WeightKind::f16:
@@ -103,6 +102,11 @@ const GemmKernel* gemm_kernel_ref(WeightKind kind) {
       return &kKernel<WeightKind::f32>;
   }
   return nullptr;
+}
+
+const RowKernels* row_kernels_ref() {
+  static constexpr RowKernels kernels = {quantize, finish};
+  return &kernels;
 }
 
 }  // namespace fewbits

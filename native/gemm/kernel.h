@@ -4,46 +4,77 @@
 // lowest k in the lowest bits; word `kw` of a panel's 64 rows is four cache lines, and the panel is
 // read once from front to back:
 //
-//   panel 0   kw 0   | row 0 | row 1 | row 2 | ...                        | row 63 |   64 x uint32
-//   = 256 bytes
+//   panel 0   kw 0   | row 0 | row 1 | row 2 | ...                        | row 63 |   256 bytes
 //             kw 1   | row 0 | row 1 | ...
 //             ...
 //   panel 1   kw 0   | row 64 | row 65 | ...
 //
-//   int4 word   bits  0-3: code of k, 4-7: k+1, ... 28-31: k+7        int8 word   bits 0-7: k, ...
-//   24-31: k+3 bf16, f16   bits 0-15: k, 16-31: k+1                              f32         k
+//   int4, fp4 word    bits  0-3: code of k, 4-7: k+1, ... 28-31: k+7
+//   int8, fp8 word    bits  0-7: code of k, 8-15: k+1, 16-23: k+2, 24-31: k+3
+//   bf16, f16 word    bits 0-15: k, 16-31: k+1
+//   f32 word          k
 //
-// K is padded with zero bits up to a whole word, N with zero rows up to a whole panel. Scales and
-// zero points are float32 [panel][group][64].
+// K is padded with zero bits up to a whole word, N with zero rows up to a whole panel. Scales are
+// [panel][group][64] in the type they were stored in, or [panel][group][1] where all rows of each
+// panel share theirs; zero points are int8 [panel][group][64].
 //
-// Codes are offset-binary, and kernels decode them to code - 2^(bits-1); stored zero points are
-// relative to that too, so a symmetric weight has none and nothing cancels.
+// Integer codes are offset-binary and stand for code - 2^(bits-1); stored zero points are relative
+// to that too. fp4 is e2m1, fp8 e4m3fn.
 //
-// Order of accumulation, the same for every row of x whatever its company: a group of more than
-// kSpanCodes codes is cut into spans. Within a span the products are added one by one (or pair by
-// pair) along K, in float32; then
-//   total += scale * (partial - zero * sum of the span's x).
-// Kernels may take several rows or panels' tiles at once, but never change this order.
+// A row of x is prepared as 32-bit words too. A kernel takes a word of codes apart in `steps`, each
+// an operand of 32 bits a row that one dot instruction multiplies with a word of x. Step p of C
+// codes holds the codes p, p + steps, p + 2 steps ... of the word, and so does x:
+//
+//   x words      values   int4, fp4 (C = 8)                          int8, fp8 (C = 4)
+//   f32          1        k | k+1 | ... | k+7                        k | k+1 | k+2 | k+3
+//   bf16, s16    2        k,k+4 | k+1,k+5 | k+2,k+6 | k+3,k+7        k,k+2 | k+1,k+3
+//   s8           4        k,k+2,k+4,k+6 | k+1,k+3,k+5,k+7            k,k+1,k+2,k+3
+//
+// Order of accumulation, the same for every row of x whatever its company: K is cut into spans, at
+// the borders of groups (the weight's and those of x's own scales) and at most kSpanCodes long.
+// Within a span the products are added one by one (or pair by pair) along K, in float32, or exactly
+// in int32; then
+//   total += scale * (x scale * (partial - offset * sum of the span's x)).
+// Kernels may take several rows or tiles at once, but never change this order.
 #pragma once
 
 #include <stdint.h>
 
 namespace fewbits {
 
-enum class WeightKind { int4, int8, bf16, f16, f32 };
+enum class WeightKind { int4, int8, fp4, fp8, bf16, f16, f32 };
+constexpr int kWeightKinds = 7;
+
+// What x is multiplied as: floats (bfloat16 or float32, by tier) or integers of eight bits.
+enum class DotKind { floats, integers };
+
+enum class ScaleKind { none, f32, bf16, f16, e4m3, e8m0 };
 
 static constexpr int codes_per_word(WeightKind kind) {
-  return kind == WeightKind::int4   ? 8
-         : kind == WeightKind::int8 ? 4
-         : kind == WeightKind::f32  ? 1
-                                    : 2;
+  switch (kind) {
+    case WeightKind::int4:
+    case WeightKind::fp4:
+      return 8;
+    case WeightKind::int8:
+    case WeightKind::fp8:
+      return 4;
+    case WeightKind::bf16:
+    case WeightKind::f16:
+      return 2;
+    case WeightKind::f32:
+      break;
+  }
+  return 1;
 }
 
 constexpr int kPanelRows = 64;
 
 // A span's partial sums stay in registers; 512 codes of a panel and of 256 rows of x fit the
-// second-level cache.
+// second-level cache. Of int8 products 512 are less than 2^24, so that they are exact as a float.
 constexpr int kSpanCodes = 512;
+
+// Spans that a kernel passes all rows over before it goes on: at most these many, and kSpanCodes.
+constexpr int kBlockSpans = 32;
 
 // Rows of x that a kernel is given at once.
 constexpr int kMaxRows = 256;
@@ -54,58 +85,108 @@ constexpr int kRowPadding = 3;
 struct Span {
   int32_t word_begin;
   int32_t word_end;
-  int32_t group;
+  int32_t group;  // of the weight's parameters
 };
 
 struct SpanList {
   const Span* spans;
   int64_t count;
-  int codes_per_word;
 };
 
 struct GemmPanel {
   const uint32_t* words;  // [words per row][64]
-  const float* scale;     // [groups][64]
-  const float* zero;      // [groups][64], or null
+  const void* scale;      // [groups][64], or [groups] where `shared`; null for ScaleKind::none
+  ScaleKind scale_kind;
+  bool shared;
+  const int8_t* zero;  // [groups][64], or null
   SpanList list;
 };
 
-// Rows of x as the kernel's `prepare` left them; padded with zeros to whole words.
+// Rows of x as the kernel's `prepare` left them; padded with zeros to whole words of the weight.
 struct GemmInput {
-  const float* values;  // [rows + kRowPadding][value_stride]; kernels on bf16 keep two values in
-                        // each float's bits
+  const uint32_t* values;  // [rows + kRowPadding][value_stride]
   int64_t value_stride;
-  const float*
-      sums;  // [rows + kRowPadding][sum_stride]: sum of x per span, or null where not asked for
-  int64_t sum_stride;
+  const float* sums;    // [rows + kRowPadding][span_stride]: sum of x per span, or null
+  const float* scales;  // [rows + kRowPadding][span_stride]: scale of x per span, or null
+  int64_t span_stride;
+};
+
+// How x becomes the numbers that are multiplied: each kind's formula is that of the reference
+// (kernels/reference/activations.py), in float32, so that its codes are the reference's.
+enum class Quantizer {
+  none,
+  int8_token,
+  int8_token_asymmetric,
+  int8_static,
+  int8_static_asymmetric,
+  int8_group,
+  fp8_token,
+  fp8_static,
+  fp8_group,
+  nvfp4,
+  mxfp4,
+  mxfp6,
+  mxfp8,
+};
+
+struct Activation {
+  Quantizer quantizer = Quantizer::none;
+  int64_t group_size = 0;   // columns that share a scale; 0 where the whole row does
+  float scale = 1;          // static kinds
+  float zero = 0;           // int8_static_asymmetric
+  double global_scale = 1;  // nvfp4: a multiplier
+  bool operator==(const Activation&) const = default;
+};
+
+// What a pass makes of its totals.
+struct GemmOutput {
+  float* y;  // row 0, column 0 of the panel
+  int64_t stride;
+  int64_t columns;           // of the panel that exist
+  const float* factor;       // [rows]: what totals are multiplied with
+  const float* row_zero;     // [rows] zero points of x, or null
+  const float* weight_sums;  // [64] sums of the dequantized weights' rows; read where row_zero is
+  const float* bias;         // [64] or null
+  bool add;                  // to what y holds
 };
 
 struct GemmKernel {
   // Adds the products of `rows` prepared rows with one panel to totals [rows + kRowPadding][64].
   void (*panel)(const GemmPanel& panel, const GemmInput& input, int64_t rows, float* totals);
-  // Prepares one row of x [K]; `sums` may be null.
-  void (*prepare)(const float* x, int64_t K, const SpanList& list, float* values, float* sums);
-  int values_per_float;      // of a prepared row
-  bool sums_when_symmetric;  // the decoder leaves an offset in the codes that the sums take out
-                             // again
+  // Words of a row of x [K]; what lies behind K in the last word of the weight is zero.
+  void (*prepare)(const float* x, int64_t K, uint32_t* values);
+  // The sum of x over words [begin, end) of the weight.
+  float (*sum)(const uint32_t* values, int64_t begin, int64_t end);
+  int steps;  // words of x for a word of the weight
+  bool sums;  // whether `panel` reads the sums of x
 };
 
-// Each returns null where the tier has no kernel of its own for the kind.
-const GemmKernel* gemm_kernel_ref(WeightKind kind);
-const GemmKernel* gemm_kernel_avx2(WeightKind kind);
-const GemmKernel* gemm_kernel_avx512(WeightKind kind);
-const GemmKernel* gemm_kernel_avx512_bf16(WeightKind kind);
+// What a tier does to rows of floats around the products.
+struct RowKernels {
+  // x [K] → codes [K] as floats, and one scale per group of x.
+  void (*quantize)(const Activation& activation, const float* x, int64_t K, float* codes,
+                   float* scales, float* zero);
+  void (*finish)(const GemmOutput& output, int64_t rows, const float* totals);
+};
 
-// The `prepare` of all kernels that take x as it is.
-void gemm_prepare_float(const float* x, int64_t K, const SpanList& list, float* values,
-                        float* sums);
+// Each returns null where the tier has no kernel of its own.
+const GemmKernel* gemm_kernel_ref(WeightKind kind, DotKind dot);
+const GemmKernel* gemm_kernel_avx2(WeightKind kind, DotKind dot);
+const GemmKernel* gemm_kernel_avx2_vnni(WeightKind kind, DotKind dot);
+const GemmKernel* gemm_kernel_avx512(WeightKind kind, DotKind dot);
+const GemmKernel* gemm_kernel_avx512_vnni(WeightKind kind, DotKind dot);
+const GemmKernel* gemm_kernel_avx512_bf16(WeightKind kind, DotKind dot);
+
+const RowKernels* row_kernels_ref();
+const RowKernels* row_kernels_avx2();
+const RowKernels* row_kernels_avx512();
 
 // The end of the block of spans, starting at `begin`, over which a kernel passes all rows before it
 // goes on.
-static inline int64_t span_block_end(const SpanList& list, int64_t begin) {
-  const int32_t limit = list.spans[begin].word_begin + kSpanCodes / list.codes_per_word;
+static inline int64_t span_block_end(const SpanList& list, int64_t begin, int codes) {
+  const int32_t limit = list.spans[begin].word_begin + kSpanCodes / codes;
   int64_t end = begin + 1;
-  while (end < list.count && list.spans[end].word_end <= limit) ++end;
+  while (end < list.count && end < begin + kBlockSpans && list.spans[end].word_end <= limit) ++end;
   return end;
 }
 

@@ -1,6 +1,7 @@
 #include <string.h>
 
 #include <algorithm>
+#include <iterator>
 #include <stdexcept>
 
 #include "gemm/gemm.h"
@@ -15,72 +16,91 @@ constexpr int64_t kMaxSize = int64_t{1} << 31;  // spans count words in 32 bits
 // fit the first-level cache.
 constexpr int64_t kCopyWords = 16;
 
-// The scale of every row of a weight that has none.
-alignas(64) constexpr float kOnes[kPanelRows] = {
-    1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1,
-    1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1,
-};
-
-float code_offset(WeightKind kind) { return kind == WeightKind::int4 ? 8.0f : 128.0f; }
-
-std::vector<Span> make_spans(WeightKind kind, int64_t words, int64_t group_size) {
-  const int64_t codes = codes_per_word(kind);
-  const int64_t group_words = (group_size + codes - 1) / codes;
-  std::vector<Span> spans;
-  for (int64_t group = 0, begin = 0; begin < words; ++group) {
-    const int64_t group_end = std::min(begin + group_words, words);
-    while (begin < group_end) {
-      const int64_t end = std::min(begin + kSpanCodes / codes, group_end);
-      spans.push_back(
-          {static_cast<int32_t>(begin), static_cast<int32_t>(end), static_cast<int32_t>(group)});
-      begin = end;
-    }
+constexpr int64_t scale_bytes(ScaleKind kind) {
+  switch (kind) {
+    case ScaleKind::none:
+      return 0;
+    case ScaleKind::f32:
+      return 4;
+    case ScaleKind::bf16:
+    case ScaleKind::f16:
+      return 2;
+    case ScaleKind::e4m3:
+    case ScaleKind::e8m0:
+      break;
   }
-  return spans;
+  return 1;
+}
+
+template <typename Enum, size_t count>
+Enum named(const char* what, const char* const (&names)[count], const std::string& name) {
+  const auto found = std::find(std::begin(names), std::end(names), name);
+  if (found == std::end(names)) throw std::invalid_argument("no " + std::string(what) + " " + name);
+  return static_cast<Enum>(found - std::begin(names));
 }
 
 }  // namespace
 
 WeightKind weight_kind(const std::string& name) {
-  if (name == "int4") return WeightKind::int4;
-  if (name == "int8") return WeightKind::int8;
-  if (name == "bf16") return WeightKind::bf16;
-  if (name == "f16") return WeightKind::f16;
-  if (name == "f32") return WeightKind::f32;
-  throw std::invalid_argument("a packed weight's kind is int4, int8, bf16, f16 or f32, not " +
-                              name);
+  constexpr const char* kNames[] = {"int4", "int8", "fp4", "fp8", "bf16", "f16", "f32"};
+  return named<WeightKind>("kind of weight", kNames, name);
 }
 
-PackedWeight::PackedWeight(WeightKind kind, int64_t N, int64_t K, int64_t group_size, bool zero)
-    : kind_(kind), n_(N), k_(K), group_size_(group_size) {
+ScaleKind scale_kind(const std::string& name) {
+  constexpr const char* kNames[] = {"none", "f32", "bf16", "f16", "e4m3", "e8m0"};
+  return named<ScaleKind>("type of scales", kNames, name);
+}
+
+Quantizer quantizer(const std::string& name) {
+  constexpr const char* kNames[] = {"none",
+                                    "int8_token",
+                                    "int8_token_asymmetric",
+                                    "int8_static",
+                                    "int8_static_asymmetric",
+                                    "int8_group",
+                                    "fp8_token",
+                                    "fp8_static",
+                                    "fp8_group",
+                                    "nvfp4",
+                                    "mxfp4",
+                                    "mxfp6",
+                                    "mxfp8"};
+  return named<Quantizer>("quantizer", kNames, name);
+}
+
+PackedWeight::PackedWeight(WeightKind kind, int64_t N, int64_t K, int64_t group_size,
+                           ScaleKind scale, bool shared, bool zero)
+    : kind_(kind),
+      n_(N),
+      k_(K),
+      group_size_(group_size),
+      scale_kind_(scale),
+      shared_(shared),
+      has_zero_(zero) {
   if (N < 1 || K < 1 || N >= kMaxSize || K >= kMaxSize) {
     throw std::invalid_argument("a weight of " + std::to_string(N) + " x " + std::to_string(K) +
                                 " can't be packed");
   }
   const int64_t codes = codes_per_word(kind);
-  const bool whole_row = group_size == K;
-  if (group_size < 1 || group_size > K ||
-      (!whole_row && (group_size % codes != 0 || !quantized()))) {
+  if (group_size < 1 || group_size > K || (group_size != K && group_size % codes != 0)) {
     throw std::invalid_argument("groups of " + std::to_string(group_size) + " columns of " +
-                                std::to_string(K) + " can't be packed: of integers a group is a " +
-                                "multiple of " + std::to_string(codes) + " or the whole row, of " +
-                                "floats the whole row");
+                                std::to_string(K) + " can't be packed: a group is a multiple of " +
+                                std::to_string(codes) + " or the whole row");
   }
-  if (zero && !quantized()) {
-    throw std::invalid_argument("a weight that isn't quantized has no zero points");
+  if (zero && kind != WeightKind::int4 && kind != WeightKind::int8) {
+    throw std::invalid_argument("only integer codes have zero points");
   }
   groups_ = (K + group_size - 1) / group_size;
   words_ = (K + codes - 1) / codes;
-  spans_ = make_spans(kind, words_, group_size);
   filled_.resize(N);
   packed_ = Buffer(panels() * words_ * kPanelRows * sizeof(uint32_t));
-  const size_t parameter_bytes = panels() * groups_ * kPanelRows * sizeof(float);
-  if (quantized()) scale_ = Buffer(parameter_bytes);
-  if (zero) zero_ = Buffer(parameter_bytes);
+  scale_ = Buffer(panels() * groups_ * (shared ? 1 : kPanelRows) * scale_bytes(scale));
+  if (zero) zero_ = Buffer(panels() * groups_ * kPanelRows);
 }
 
 int64_t PackedWeight::code_row_bytes() const {
-  return kind_ == WeightKind::int4 ? (k_ + 1) / 2 : k_ * 4 / codes_per_word(kind_);
+  const int64_t codes = codes_per_word(kind_);
+  return codes == 8 ? (k_ + 1) / 2 : k_ * 4 / codes;
 }
 
 int64_t PackedWeight::nbytes() const { return packed_.bytes() + scale_.bytes() + zero_.bytes(); }
@@ -90,23 +110,26 @@ int64_t PackedWeight::first_missing_row() const {
 }
 
 GemmPanel PackedWeight::panel(int64_t index) const {
-  const int64_t parameters = index * groups_ * kPanelRows;
+  const int64_t scales = index * groups_ * (shared_ ? 1 : kPanelRows);
   return {packed_.as<uint32_t>() + index * words_ * kPanelRows,
-          quantized() ? scale_.as<float>() + parameters : kOnes,
-          has_zero() ? zero_.as<float>() + parameters : nullptr, spans()};
+          scale_.as<uint8_t>() + scales * scale_bytes(scale_kind_),
+          scale_kind_,
+          shared_,
+          has_zero_ ? zero_.as<int8_t>() + index * groups_ * kPanelRows : nullptr,
+          {}};
 }
 
-void PackedWeight::fill(int64_t row_begin, int64_t rows, const uint8_t* codes, const float* scale,
-                        const float* zero) {
+void PackedWeight::fill(int64_t row_begin, int64_t rows, const uint8_t* codes, const void* scale,
+                        const int8_t* zero) {
   if (row_begin < 0 || rows < 0 || row_begin > n_ - rows) {
     throw std::invalid_argument("rows " + std::to_string(row_begin) + " to " +
                                 std::to_string(row_begin + rows) + " lie outside a weight of " +
                                 std::to_string(n_) + " rows");
   }
-  if ((scale != nullptr) != quantized()) {
-    throw std::invalid_argument("a scale is given for quantized weights, and only for those");
+  if ((scale != nullptr) != (scale_kind_ != ScaleKind::none)) {
+    throw std::invalid_argument("a scale is given where the weight has them, and only there");
   }
-  if ((zero != nullptr) != has_zero()) {
+  if ((zero != nullptr) != has_zero_) {
     throw std::invalid_argument("zero points are given where the weight has them, and only there");
   }
   if (rows == 0) return;
@@ -114,8 +137,15 @@ void PackedWeight::fill(int64_t row_begin, int64_t rows, const uint8_t* codes, c
     PackedWeight* self;
     int64_t row_begin, row_end, first_panel;
     const uint8_t* codes;
-    const float *scale, *zero;
-  } job{this, row_begin, row_begin + rows, row_begin / kPanelRows, codes, scale, zero};
+    const uint8_t* scale;
+    const int8_t* zero;
+  } job{this,
+        row_begin,
+        row_begin + rows,
+        row_begin / kPanelRows,
+        codes,
+        static_cast<const uint8_t*>(scale),
+        zero};
   const int64_t panel_end = (job.row_end + kPanelRows - 1) / kPanelRows;
   parallel_for(
       panel_end - job.first_panel,
@@ -130,7 +160,7 @@ void PackedWeight::fill(int64_t row_begin, int64_t rows, const uint8_t* codes, c
 }
 
 void PackedWeight::fill_panel(int64_t panel, int64_t row_begin, int64_t row_end,
-                              const uint8_t* codes, const float* scale, const float* zero) {
+                              const uint8_t* codes, const uint8_t* scale, const int8_t* zero) {
   const int64_t first = std::max(row_begin, panel * kPanelRows);
   const int64_t last = std::min(row_end, (panel + 1) * kPanelRows);
   const int64_t row_bytes = code_row_bytes();
@@ -147,14 +177,15 @@ void PackedWeight::fill_panel(int64_t panel, int64_t row_begin, int64_t row_end,
       }
     }
   }
-  if (!quantized()) return;
-  const int64_t parameters = panel * groups_ * kPanelRows;
+  const int64_t width = scale_bytes(scale_kind_);
+  const int64_t per_group = shared_ ? 1 : kPanelRows;
   for (int64_t row = first; row < last; ++row) {
     for (int64_t group = 0; group < groups_; ++group) {
       const int64_t source = (row - row_begin) * groups_ + group;
-      const int64_t target = parameters + group * kPanelRows + row % kPanelRows;
-      scale_.as<float>()[target] = scale[source];
-      if (zero) zero_.as<float>()[target] = zero[source] - code_offset(kind_);
+      const int64_t place = panel * groups_ + group;
+      const int64_t scale_place = place * per_group + (shared_ ? 0 : row % kPanelRows);
+      if (scale) memcpy(scale_.as<uint8_t>() + scale_place * width, scale + source * width, width);
+      if (zero) zero_.as<int8_t>()[place * kPanelRows + row % kPanelRows] = zero[source];
     }
   }
 }

@@ -1,6 +1,7 @@
 #include "rates/rates.h"
 
 #include <stdint.h>
+#include <string.h>
 
 #include <algorithm>
 #include <atomic>
@@ -62,7 +63,10 @@ uint64_t sum_of(const uint64_t* words) {
 
 }  // namespace
 
-ReadProbe::ReadProbe(size_t bytes) : memory_(std::max(bytes / kBlock, size_t{1}) * kBlock) {}
+ReadProbe::ReadProbe(size_t bytes) : memory_(std::max(bytes / kBlock, size_t{1}) * kBlock) {
+  // Pages that were never written to are all one page of zeros, which stays in the cache.
+  memset(memory_.as<void>(), 0, memory_.bytes());
+}
 
 double ReadProbe::rate() const {
   std::atomic<uint64_t> total{0};  // of zeros; without a use the loop would be removed

@@ -25,14 +25,12 @@ struct Shape {
 };
 
 const Shape kShapes[] = {
-    {CacheKind::f32, 4, 2, 16, false}, {CacheKind::bf16, 8, 2, 64, true},
-    {CacheKind::bf16, 5, 1, 41, true}, {CacheKind::f16, 6, 1, 80, false},
-    {CacheKind::fp8, 3, 3, 24, false}, {CacheKind::fp8, 9, 1, 33, true},
+    {CacheKind::f32, 4, 2, 16, false},  {CacheKind::bf16, 8, 2, 64, true},
+    {CacheKind::bf16, 5, 1, 41, true},  {CacheKind::f16, 6, 1, 80, false},
+    {CacheKind::fp8, 3, 3, 24, false},  {CacheKind::fp8, 9, 1, 33, true},
+    {CacheKind::int8, 8, 2, 64, true},  {CacheKind::int8, 5, 1, 77, false},
+    {CacheKind::bf16, 3, 1, 128, true},
 };
-
-int64_t element_size(CacheKind kind) {
-  return kind == CacheKind::f32 ? 4 : kind == CacheKind::fp8 ? 1 : 2;
-}
 
 float rounded(CacheKind kind, float value, float scale) {
   switch (kind) {
@@ -44,8 +42,15 @@ float rounded(CacheKind kind, float value, float scale) {
       return from_f16(to_f16(value));
     case CacheKind::fp8:
       return from_fp8(to_fp8(value / scale)) * scale;
+    case CacheKind::int8:
+      return nearbyintf(value / scale) * scale;
   }
   return 0;
+}
+
+// Whether this tier rounds queries and the softmax's exponentials to bf16.
+bool rounds_to_bf16(CacheKind kind) {
+  return tier() >= Tier::avx512_bf16 && kind != CacheKind::f32 && kind != CacheKind::f16;
 }
 
 // One sequence, appended by rope_and_append without rotation, and its queries.
@@ -62,7 +67,10 @@ class Sequence {
         size_t(pages) * shape.kv_heads * kPageSize * shape.D * element_size(shape.kind);
     keys_.assign(bytes, 0xff);  // a NaN in every kind
     values_.assign(bytes, 0xff);
-    scale_.assign(shape.kv_heads, 0.03f);
+    const bool int8 = shape.kind == CacheKind::int8;
+    const size_t scales = shape.kv_heads * size_t(int8 ? pages * kPageSize : 1);
+    key_scale_.assign(scales, int8 ? NAN : 0.03f);
+    value_scale_ = key_scale_;
     const int width = shape.kv_heads * shape.D;
     for (int i = 0; i < length * width; ++i) {
       k_.push_back(random.normal());
@@ -94,27 +102,35 @@ class Sequence {
     task.value_cache = values_.data();
     task.page_size = kPageSize;
     task.kind = shape_.kind;
-    task.key_scale = task.value_scale = scales();
+    task.key_scale = scaled() ? key_scale_.data() : nullptr;
+    task.value_scale = scaled() ? value_scale_.data() : nullptr;
     task.scale = kScale;
     task.window = window;
     attend(task);
     return out;
   }
 
-  // The largest error of the rows over what float32 may be off.
+  // The largest error of the rows over what rounding may be off. The definition here takes the
+  // query as the tier rounds it.
   double check(const std::vector<float>& out, int begin, int end, int window) const {
     const int group = shape_.heads / shape_.kv_heads, D = shape_.D;
+    const std::vector<double> k = stored(k_), v = stored(v_);
     double worst = 0;
     for (int t = begin; t < end; ++t) {
       for (int h = 0; h < shape_.heads; ++h) {
         const float* q = q_.data() + (size_t(t) * shape_.heads + h) * D;
+        const bool rounds = rounds_to_bf16(shape_.kind);
+        const bool fp8 = shape_.kind == CacheKind::fp8;
+        const float q_scale = kScale * (fp8 ? key_scale_[h / group] : 1.0f);
         const int first = window && t - window + 1 > 0 ? t - window + 1 : 0;
         std::vector<double> scores;
         double largest = -INFINITY, magnitude = 0, sum = 0;
         for (int j = first; j <= t; ++j) {
           double score = 0, size = 0;
           for (int d = 0; d < D; ++d) {
-            const double product = double(q[d]) * stored(k_, j, h / group, d) * kScale;
+            const float scaled = rounds ? from_bf16(to_bf16(q[d] * q_scale)) : q[d] * q_scale;
+            const double product = double(scaled) * kScale / q_scale *
+                                   k[(size_t(j) * shape_.kv_heads + h / group) * D + d];
             score += product;
             size += fabs(product);
           }
@@ -124,11 +140,14 @@ class Sequence {
         }
         for (double& score : scores) sum += score = exp(score - largest);
         constexpr double kEps = 0x1p-24;
-        const double relative = (2 * (D + 3) * magnitude + 2 * kChunk + 32) * kEps;
+        // Rounding an exponential, here and in the sum, and the tier's own e^x.
+        const double weight = rounds ? 2 * 0x1p-8 + 0x1p-17 : 0;
+        const double relative = weight + (2 * (D + 3) * magnitude + 2 * kChunk + 32) * kEps;
         for (int d = 0; d < D; ++d) {
           double expected = 0, size = 0;
           for (int j = first; j <= t; ++j) {
-            const double part = scores[j - first] / sum * stored(v_, j, h / group, d);
+            const double part =
+                scores[j - first] / sum * v[(size_t(j) * shape_.kv_heads + h / group) * D + d];
             expected += part;
             size += fabs(part);
           }
@@ -142,11 +161,21 @@ class Sequence {
   }
 
  private:
-  const float* scales() const { return shape_.kind == CacheKind::fp8 ? scale_.data() : nullptr; }
+  bool scaled() const { return element_size(shape_.kind) == 1; }
 
-  double stored(const std::vector<float>& x, int j, int kv_head, int d) const {
-    return rounded(shape_.kind, x[(size_t(j) * shape_.kv_heads + kv_head) * shape_.D + d],
-                   scale_[kv_head]);
+  // [length][kv_heads][D] as the cache holds them.
+  std::vector<double> stored(const std::vector<float>& x) const {
+    std::vector<double> all;
+    for (size_t row = 0; row < x.size(); row += shape_.D) {
+      float scale = key_scale_[row / shape_.D % shape_.kv_heads];
+      if (shape_.kind == CacheKind::int8) {
+        float largest = 0;
+        for (int d = 0; d < shape_.D; ++d) largest = fmaxf(largest, fabsf(x[row + d]));
+        scale = largest / 127;
+      }
+      for (int d = 0; d < shape_.D; ++d) all.push_back(rounded(shape_.kind, x[row + d], scale));
+    }
+    return all;
   }
 
   void append() {
@@ -172,7 +201,8 @@ class Sequence {
     task.value_cache = values_.data();
     task.page_size = kPageSize;
     task.kind = shape_.kind;
-    task.key_scale = task.value_scale = scales();
+    task.key_scale = scaled() ? key_scale_.data() : nullptr;
+    task.value_scale = scaled() ? value_scale_.data() : nullptr;
     const std::vector<float> before = q_;
     rope_and_append(task, length_);
     CHECK(memcmp(before.data(), q_.data(), q_.size() * sizeof(float)) == 0,
@@ -183,7 +213,7 @@ class Sequence {
   int length_;
   std::vector<int32_t> table_;
   std::vector<uint8_t> keys_, values_;
-  std::vector<float> scale_, q_, k_, v_;
+  std::vector<float> key_scale_, value_scale_, q_, k_, v_;
 };
 
 void test_shape(const Shape& shape, int length, int window) {

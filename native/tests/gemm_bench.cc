@@ -1,7 +1,7 @@
 // Speed of the products beside the machine's limits, both measured here. Not a test: run it by
 // hand, on an idle machine.
 //
-//   gemm_bench [threads] [N] [K]
+//   gemm_bench [threads] [N] [K] [scheme]
 //
 // The limit of a product is the larger of two times: its packed bytes over the reading rate, and
 // its multiply-accumulates over the peak of the dot that its tier uses. "share" is limit /
@@ -9,10 +9,12 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include <algorithm>
 #include <chrono>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "cpu.h"
@@ -23,10 +25,15 @@
 namespace fewbits {
 namespace {
 
-constexpr int kRepeats = 25;
+constexpr int kRepeats = 15;
 
+// Of a single thread the time on its CPU, so that what else the machine does matters less.
 double now() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+  if (thread_count() > 1) {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch())
+        .count();
+  }
+  return static_cast<double>(clock()) / CLOCKS_PER_SEC;
 }
 
 template <typename Work>
@@ -48,39 +55,80 @@ double best_rate(Measure measure) {
   return best;
 }
 
-std::shared_ptr<PackedWeight> random_weight(WeightKind kind, int64_t N, int64_t K) {
-  const bool integer = kind == WeightKind::int4 || kind == WeightKind::int8;
-  const int64_t group_size = kind == WeightKind::int4 ? std::min<int64_t>(K, 128) : K;
-  auto weight = std::make_shared<PackedWeight>(kind, N, K, group_size, kind == WeightKind::int4);
+// What is measured: a weight's kind and scales, and how x is taken.
+struct Scheme {
+  const char* label;
+  WeightKind kind;
+  int64_t group_size;  // 0: the whole row
+  ScaleKind scale;
+  bool zero;
+  Activation activation;
+  bool integers;  // the products are those of integers
+};
+
+const Scheme kSchemes[] = {
+    {"int4 g128", WeightKind::int4, 128, ScaleKind::bf16, false, {}, false},
+    {"int4 g128 asym", WeightKind::int4, 128, ScaleKind::bf16, true, {}, false},
+    {"nvfp4", WeightKind::fp4, 16, ScaleKind::e4m3, false, {}, false},
+    {"mxfp4", WeightKind::fp4, 32, ScaleKind::e8m0, false, {}, false},
+    {"fp8", WeightKind::fp8, 0, ScaleKind::bf16, false, {}, false},
+    {"int8", WeightKind::int8, 0, ScaleKind::bf16, false, {}, false},
+    {"bf16", WeightKind::bf16, 0, ScaleKind::none, false, {}, false},
+    {"f32", WeightKind::f32, 0, ScaleKind::none, false, {}, false},
+    {"w8a8", WeightKind::int8, 0, ScaleKind::bf16, false, {Quantizer::int8_token}, true},
+    {"w4a8 g128", WeightKind::int4, 128, ScaleKind::bf16, false, {Quantizer::int8_token}, true},
+    {"w4a8 g128 x128",
+     WeightKind::int4,
+     128,
+     ScaleKind::bf16,
+     false,
+     {Quantizer::int8_group, 128},
+     true},
+    {"nvfp4 a4", WeightKind::fp4, 16, ScaleKind::e4m3, false, {Quantizer::nvfp4, 16}, false},
+};
+
+std::shared_ptr<Product> random_product(const Scheme& scheme, int64_t N, int64_t K) {
+  const int64_t group = scheme.group_size ? scheme.group_size : K;
+  auto weight =
+      std::make_shared<PackedWeight>(scheme.kind, N, K, group, scheme.scale, false, scheme.zero);
   std::vector<uint8_t> codes(N * weight->code_row_bytes());
+  const bool wide = scheme.kind == WeightKind::bf16 || scheme.kind == WeightKind::f32;
   uint32_t state = 1;
-  // 0x3c01 keeps every float finite and normal in each of the formats.
+  // 0x3c keeps every wide float finite and normal, 0xbf every byte of fp8.
   for (uint8_t& code : codes)
-    code = (state = state * 1664525 + 1013904223) >> 24 & (integer ? 255 : 0x3c);
-  const std::vector<float> scale(N * weight->groups(), 0.01f), zero(N * weight->groups(), 7.0f);
-  weight->fill(0, N, codes.data(), integer ? scale.data() : nullptr,
-               weight->has_zero() ? zero.data() : nullptr);
-  return weight;
+    code = (state = state * 1664525 + 1013904223) >> 24 & (wide                             ? 0x3c
+                                                           : scheme.kind == WeightKind::fp8 ? 0xbf
+                                                                                            : 0xff);
+  const std::vector<uint8_t> scale(N * weight->groups() * 4, 0x3c);
+  const std::vector<int8_t> zero(N * weight->groups(), 3);
+  weight->fill(0, N, codes.data(), scheme.scale == ScaleKind::none ? nullptr : scale.data(),
+               scheme.zero ? zero.data() : nullptr);
+  auto product = std::make_shared<Product>();
+  product->weight = weight;
+  product->activation = scheme.activation;
+  return product;
 }
 
-void measure(const char* label, WeightKind kind, int64_t N, int64_t K, double read, double peak) {
+void measure(const Scheme& scheme, int64_t N, int64_t K, double read, double peak) {
   // Enough copies that no cache holds what the next call reads.
   std::vector<Gemm> products;
   int64_t bytes = 0;
   for (int64_t total = 0; total < int64_t{96} << 20; total += bytes) {
-    auto weight = random_weight(kind, N, K);
-    bytes = weight->nbytes();
-    products.push_back(Gemm({weight}, {{}}));
+    auto product = random_product(scheme, N, K);
+    bytes = product->weight->nbytes();
+    products.push_back(Gemm({product}));
   }
   size_t next = 0;
   for (const int64_t M : {1, 2, 4, 8, 16, 64, 512}) {
-    const std::vector<float> x(M * K, 0.5f);
+    std::vector<float> x(M * K);
+    for (size_t i = 0; i < x.size(); ++i)
+      x[i] = static_cast<float>(static_cast<int>(i * 7919 % 255) - 127) / 64;
     std::vector<float> y(M * N);
     float* out = y.data();
     const double seconds =
         best_time([&] { products[next++ % products.size()].run(x.data(), M, &out, false); });
     const double limit = std::max(bytes / read, peak > 0 ? M * N * K / peak : 0);
-    printf("%-5s M %3ld  %8.3f ms  %6.1f GB/s  %6.1f GMAC/s  share %3.0f %%\n", label,
+    printf("%-15s M %3ld  %8.3f ms  %6.1f GB/s  %6.1f GMAC/s  share %3.0f %%\n", scheme.label,
            static_cast<long>(M), seconds * 1e3, bytes / seconds / 1e9, M * N * K / seconds / 1e9,
            100 * limit / seconds);
   }
@@ -94,17 +142,19 @@ int main(int argc, char** argv) {
   if (argc > 1) set_thread_count(std::max(1, atoi(argv[1])));
   const int64_t N = argc > 2 ? atoll(argv[2]) : 2048;
   const int64_t K = argc > 3 ? atoll(argv[3]) : 8192;
+  const std::string only = argc > 4 ? argv[4] : "";
   const int threads = thread_count();
   const ReadProbe memory(size_t{256} << 20);
   const double read = best_rate([&] { return memory.rate(); });
   const double f32 = best_rate([] { return dot_rate(Dot::f32); });
   const double bf16 = best_rate([] { return dot_rate(Dot::bf16); });
-  printf("%s, %d threads, %ld x %ld: reads %.1f GB/s, f32 %.1f GMAC/s, bf16 %.1f GMAC/s\n",
+  const double int8 = best_rate([] { return dot_rate(Dot::int8); });
+  printf("%s, %d threads, %ld x %ld: reads %.1f GB/s, f32 %.1f, bf16 %.1f, int8 %.1f GMAC/s\n",
          name(tier()), threads, static_cast<long>(N), static_cast<long>(K), read / 1e9, f32 / 1e9,
-         bf16 / 1e9);
-  measure("int4", WeightKind::int4, N, K, read, bf16 > 0 ? bf16 : f32);
-  measure("int8", WeightKind::int8, N, K, read, bf16 > 0 ? bf16 : f32);
-  measure("bf16", WeightKind::bf16, N, K, read, bf16 > 0 ? bf16 : f32);
-  measure("f16", WeightKind::f16, N, K, read, f32);
-  measure("f32", WeightKind::f32, N, K, read, f32);
+         bf16 / 1e9, int8 / 1e9);
+  for (const Scheme& scheme : kSchemes) {
+    if (std::string(scheme.label).rfind(only, 0) != 0) continue;
+    const double floats = bf16 > 0 && scheme.kind != WeightKind::f32 ? bf16 : f32;
+    measure(scheme, N, K, read, scheme.integers && int8 > 0 ? int8 : floats);
+  }
 }

@@ -1,115 +1,71 @@
-// Products of every kind against float64, and the bits of a row against those of the same row
-// alone.
+// Products of every kind against double precision, and the bits of a row against those of the same
+// row alone.
 #include "gemm/gemm.h"
 
 #include <math.h>
 #include <string.h>
 
 #include <limits>
-#include <memory>
-#include <vector>
+#include <numeric>
 
 #include "check.h"
+#include "gemm_case.h"
 #include "threads.h"
 
 namespace fewbits {
 namespace {
 
+constexpr WeightKind kKinds[] = {WeightKind::int4, WeightKind::int8, WeightKind::fp4,
+                                 WeightKind::fp8,  WeightKind::bf16, WeightKind::f16,
+                                 WeightKind::f32};
+constexpr ScaleKind kScales[] = {ScaleKind::none, ScaleKind::f32,  ScaleKind::bf16,
+                                 ScaleKind::f16,  ScaleKind::e4m3, ScaleKind::e8m0};
+
 struct Shape {
-  WeightKind kind;
-  int N, K, group_size;
-  bool zero;
+  int N, K, group;  // 0: the whole row
 };
 
-const Shape kShapes[] = {
-    {WeightKind::int4, 1, 1, 1, false},         {WeightKind::int4, 64, 256, 32, true},
-    {WeightKind::int4, 70, 203, 203, true},     {WeightKind::int4, 130, 1100, 1100, false},
-    {WeightKind::int4, 63, 1048, 8, true},      {WeightKind::int4, 65, 650, 40, false},
-    {WeightKind::int8, 1, 3, 3, true},          {WeightKind::int8, 64, 256, 32, true},
-    {WeightKind::int8, 129, 1031, 1031, false}, {WeightKind::int8, 17, 1030, 4, true},
-    {WeightKind::bf16, 66, 1, 1, false},        {WeightKind::bf16, 31, 1029, 1029, false},
-    {WeightKind::f16, 66, 515, 515, false},     {WeightKind::f16, 129, 64, 64, false},
-    {WeightKind::f32, 66, 513, 513, false},     {WeightKind::f32, 5, 2, 2, false},
+constexpr Shape kShapes[] = {
+    {1, 1, 0},     {64, 256, 32}, {70, 203, 0},   {3, 2, 0},    {63, 136, 8},
+    {65, 650, 40}, {33, 30, 2},   {129, 1031, 0}, {17, 530, 4}, {31, 515, 128},
+    {66, 513, 0},  {128, 40, 24}, {1, 1100, 520},
+};
+constexpr int kShapeCount = sizeof kShapes / sizeof kShapes[0];
+
+// Groups of x whose borders aren't those of the weights' groups cut the spans once more.
+const Activation kActivations[] = {
+    {},
+    {Quantizer::int8_token},
+    {Quantizer::int8_token_asymmetric},
+    {Quantizer::int8_static, 0, 0.03f},
+    {Quantizer::int8_static_asymmetric, 0, 0.02f, -17},
+    {Quantizer::int8_group, 24},
+    {Quantizer::int8_group, 2048},
+    {Quantizer::fp8_token},
+    {Quantizer::fp8_static, 0, 0.01f},
+    {Quantizer::fp8_group, 40},
+    {Quantizer::nvfp4, 16, 1, 0, 1.0 / 300},
+    {Quantizer::mxfp4, 32},
+    {Quantizer::mxfp6, 8},
+    {Quantizer::mxfp8, 64},
 };
 
-// A weight, and what it stands for.
-struct Case {
-  std::shared_ptr<PackedWeight> packed;
-  std::vector<double> values;  // [N][K]
-};
+bool integers(const WeightCase& weight, const Activation& activation) {
+  return (weight.kind == WeightKind::int4 || weight.kind == WeightKind::int8) &&
+         activation.quantizer >= Quantizer::int8_token &&
+         activation.quantizer <= Quantizer::int8_group;
+}
 
-float bits_to_float(uint32_t bits) {
-  float value;
-  memcpy(&value, &bits, sizeof value);
+// Whether this tier multiplies bfloat16.
+bool rounds(WeightKind kind) {
+  return tier() == Tier::avx512_bf16 && kind != WeightKind::f16 && kind != WeightKind::f32;
+}
+
+float to_bf16(float value) {
+  const uint32_t bits = float_bits(value);
+  const uint32_t rounded = (bits + 0x7fff + (bits >> 16 & 1)) & 0xffff0000;
+  memcpy(&value, &rounded, sizeof value);
   return value;
-}
-
-double half_value(uint16_t half) {
-  const int exponent = half >> 10 & 31;
-  const double magnitude =
-      exponent ? ldexp(1024 + (half & 1023), exponent - 25) : ldexp(half & 1023, -24);
-  return half & 0x8000 ? -magnitude : magnitude;
-}
-
-Case make_case(const Shape& shape, Random& random) {
-  const auto [kind, N, K, group_size, zero] = shape;
-  Case result{std::make_shared<PackedWeight>(kind, N, K, group_size, zero), {}};
-  const int64_t row_bytes = result.packed->code_row_bytes();
-  const int groups = static_cast<int>(result.packed->groups());
-  // Ones where nothing is stored: the nibble behind an odd K must not count.
-  std::vector<uint8_t> codes(N * row_bytes, 0xff);
-  std::vector<float> scales, zeros;
-  for (int i = 0; i < N * groups && result.packed->quantized(); ++i) {
-    scales.push_back(0.01f + 0.001f * static_cast<float>(random.below(100)));
-    zeros.push_back(static_cast<float>(random.below(kind == WeightKind::int4 ? 16 : 256)));
-  }
-  for (int n = 0; n < N; ++n) {
-    for (int k = 0; k < K; ++k) {
-      uint8_t* row = codes.data() + n * row_bytes;
-      const int parameter = n * groups + k / group_size;
-      double value = 0;
-      if (kind == WeightKind::int4) {
-        const int code = random.below(16);
-        row[k / 2] = static_cast<uint8_t>(k % 2 ? (row[k / 2] & 15) | code << 4 : 0xf0 | code);
-        value = (code - (zero ? zeros[parameter] : 8.0)) * scales[parameter];
-      } else if (kind == WeightKind::int8) {
-        row[k] = static_cast<uint8_t>(random.below(256));
-        value = (row[k] - (zero ? zeros[parameter] : 128.0)) * scales[parameter];
-      } else if (kind == WeightKind::f32) {
-        const float weight = random.normal();
-        memcpy(row + 4 * k, &weight, 4);
-        value = weight;
-      } else if (kind == WeightKind::bf16) {
-        const float weight = random.normal();
-        uint32_t bits;
-        memcpy(&bits, &weight, 4);
-        const uint16_t high = static_cast<uint16_t>(bits >> 16);
-        memcpy(row + 2 * k, &high, 2);
-        value = bits_to_float(bits & 0xffff0000);
-      } else {
-        // Every tenth is subnormal.
-        const int exponent = random.below(10) ? 12 + random.below(6) : 0;
-        const uint16_t half =
-            static_cast<uint16_t>(random.below(2) << 15 | exponent << 10 | random.below(1024));
-        memcpy(row + 2 * k, &half, 2);
-        value = half_value(half);
-      }
-      result.values.push_back(value);
-    }
-  }
-  // In two blocks, the second one first.
-  const int half = N / 2;
-  const auto fill = [&](int begin, int end) {
-    const bool quantized = result.packed->quantized();
-    result.packed->fill(begin, end - begin, codes.data() + begin * row_bytes,
-                        quantized ? scales.data() + begin * groups : nullptr,
-                        zero ? zeros.data() + begin * groups : nullptr);
-  };
-  fill(half, N);
-  CHECK(result.packed->first_missing_row() == (half > 0 ? 0 : N), "of %d rows", N);
-  fill(0, half);
-  CHECK(result.packed->first_missing_row() == N, "of %d rows", N);
-  return result;
 }
 
 // x [M][K] between NaNs, and y [M][N] between guards.
@@ -118,7 +74,12 @@ struct Rows {
       : M(M), K(K), N(N), x_(M * K + 2 * kGuard, NAN), y_(M * N + 2 * kGuard, kUntouched) {}
   float* x() { return x_.data() + kGuard; }
   float* y() { return y_.data() + kGuard; }
-  void check_guards() const {
+  void fill_x(Random& random) {
+    for (int i = 0; i < M * K; ++i) x()[i] = random.normal();
+  }
+  void run(const Gemm& gemm, bool add = false) {
+    float* const out = y();
+    gemm.run(x(), M, &out, add);
     for (int i = 0; i < kGuard; ++i) {
       CHECK(y_[i] == kUntouched && y_[y_.size() - 1 - i] == kUntouched, "written outside of y");
     }
@@ -131,124 +92,234 @@ struct Rows {
   std::vector<float> x_, y_;
 };
 
-// The largest relative error of rounding to the eight significant bits of bfloat16.
-constexpr double kBf16 = 0x1p-8;
+std::shared_ptr<Product> make_product(const WeightCase& weight, Activation activation, bool ordered,
+                                      bool biased, Random& random) {
+  auto product = std::make_shared<Product>();
+  product->weight = weight.packed;
+  const int codes = codes_per_word(weight.kind);
+  activation.group_size = (activation.group_size + codes - 1) / codes * codes;
+  product->activation = activation;
+  product->multiplier = ordered ? 0.37 : 1;
+  for (int k = 0; ordered && k < weight.K; ++k) product->order.push_back(k);
+  for (int k = weight.K - 1; ordered && k > 0; --k) {
+    std::swap(product->order[k], product->order[random.below(k + 1)]);
+  }
+  for (int n = 0; n < weight.N; ++n) {
+    if (biased) product->bias.push_back(random.normal());
+    const double* row = weight.values.data() + n * weight.K;
+    product->row_sums.push_back(static_cast<float>(std::accumulate(row, row + weight.K, 0.0)));
+  }
+  return product;
+}
 
-void check_values(const Shape& shape, const Case& c, Rows& rows) {
-  const bool rounds =
-      tier() == Tier::avx512_bf16 && shape.kind != WeightKind::f16 && shape.kind != WeightKind::f32;
+// A row of x as the definition takes it: its value for each stored column, and the size of what
+// zero points of x subtract again.
+struct ExactRow {
+  std::vector<double> values;
+  double zero = 0;
+};
+
+ExactRow exact_row(const Product& product, WeightKind kind, const float* x, int K) {
+  std::vector<float> line(x, x + K), codes(K), scales(K + 1, 1);
+  for (int k = 0; k < K && !product.order.empty(); ++k) line[k] = x[product.order[k]];
+  const Activation& activation = product.activation;
+  float zero = 0;
+  if (activation.quantizer == Quantizer::none) {
+    for (int k = 0; k < K; ++k) codes[k] = rounds(kind) ? to_bf16(line[k]) : line[k];
+  } else {
+    row_kernels_ref()->quantize(activation, line.data(), K, codes.data(), scales.data(), &zero);
+  }
+  const int64_t size = activation.group_size ? activation.group_size : K;
+  ExactRow row;
+  for (int k = 0; k < K; ++k) {
+    row.values.push_back((double{codes[k]} - zero) * scales[k / size] * activation.global_scale);
+  }
+  row.zero = fabs(double{zero} * scales[0]);
+  return row;
+}
+
+void check_values(const WeightCase& w, const Product& product, Rows& rows) {
+  const bool exact_partials = integers(w, product.activation);
+  const int64_t x_group = product.activation.group_size ? product.activation.group_size : w.K;
+  const double spans = w.K / w.group_size + w.K / x_group + w.K / kSpanCodes + 3;
+  const double chain = exact_partials ? spans : w.K;
+  const double offset = !rounds(w.kind)              ? 0
+                        : w.kind == WeightKind::int4 ? 136
+                        : w.kind == WeightKind::int8 ? 128
+                                                     : 0;
   for (int m = 0; m < rows.M; ++m) {
-    for (int n = 0; n < rows.N; ++n) {
+    const ExactRow x = exact_row(product, w.kind, rows.x() + m * w.K, w.K);
+    for (int n = 0; n < w.N; ++n) {
       double exact = 0, norm = 0;
-      for (int k = 0; k < rows.K; ++k) {
-        const double product = c.values[n * rows.K + k] * rows.x()[m * rows.K + k];
-        exact += product;
-        norm += fabs(product);
+      for (int k = 0; k < w.K; ++k) {
+        const int place = n * w.K + k;
+        exact += x.values[k] * w.values[place];
+        norm += (fabs(x.values[k]) + x.zero) * fabs(w.values[place]);
+        if (!exact_partials) {
+          // Codes and zero points meet in the sums.
+          norm += 2 * fabs(x.values[k]) * (fabs(w.zeros[place]) + offset) * w.scales[place];
+        }
       }
-      // The codes themselves, not their distance from the zero point, are what float32 sums: up to
-      // 2^bits / 2 times x.
-      double code_norm = 0;
-      if (c.packed->quantized()) {
-        for (int k = 0; k < rows.K; ++k) code_norm += fabs(rows.x()[m * rows.K + k]);
-        code_norm *= 0.11 * (shape.kind == WeightKind::int4 ? 160 : 256);
-      }
-      const double bound =
-          (rounds ? kBf16 : 0) * norm + 4 * sqrt(rows.K + 16) * 0x1p-24 * (norm + code_norm);
-      const double error = fabs(rows.y()[m * rows.N + n] - exact);
-      CHECK(error <= bound, "kind %d, %d x %d, group %d: y[%d, %d] is off by %g, bound %g",
-            static_cast<int>(shape.kind), shape.N, shape.K, shape.group_size, m, n, error, bound);
+      exact *= product.multiplier;
+      norm *= product.multiplier;
+      const double bias = product.bias.empty() ? 0 : product.bias[n];
+      const double bound = (4 * sqrt(chain + 16) * norm + 2 * fabs(bias)) * 0x1p-24;
+      const double error = fabs(rows.y()[m * w.N + n] - (exact + bias));
+      CHECK(error <= bound,
+            "kind %d, scale %d, zero %d, %d x %d, group %d, quantizer %d: y[%d, %d] of %d rows is "
+            "off by %g, bound %g",
+            static_cast<int>(w.kind), static_cast<int>(w.scale), w.zero, w.N, w.K, w.group_size,
+            static_cast<int>(product.activation.quantizer), m, n, rows.M, error, bound);
     }
   }
 }
 
-void run(const Gemm& gemm, const float* x, int M, float* y, bool add = false) {
-  gemm.run(x, M, &y, add);
+void test_values() {
+  Random random(5);
+  int step = 0;
+  for (const WeightKind kind : kKinds) {
+    const bool integer = kind == WeightKind::int4 || kind == WeightKind::int8;
+    for (const ScaleKind scale : kScales) {
+      for (int flags = 0; flags < (integer ? 4 : 2); ++flags) {
+        for (int repeat = 0; repeat < 3; ++repeat, ++step) {
+          const Shape& shape = kShapes[step % kShapeCount];
+          const WeightCase weight(kind, scale, flags % 2, flags / 2, shape.N, shape.K, shape.group,
+                                  random);
+          for (const Activation& activation : kActivations) {
+            const bool ordered = random.below(2), biased = random.below(2);
+            const auto product = make_product(weight, activation, ordered, biased, random);
+            Rows rows(1 + random.below(9), shape.K, shape.N);
+            rows.fill_x(random);
+            rows.run(Gemm({product}));
+            check_values(weight, *product, rows);
+          }
+        }
+      }
+    }
+  }
 }
 
-void test_shape(const Shape& shape) {
-  Random random(shape.N * 1000 + shape.K);
-  const Case c = make_case(shape, random);
-  std::vector<float> bias(shape.N);
-  for (float& b : bias) b = random.normal();
-  const Gemm gemm({c.packed}, {{}});
-  const Gemm biased({c.packed}, {bias});
+// Every row alone, and as one of a few, has the bits that it has among many.
+void test_bits(const WeightCase& weight, const Activation& activation, Random& random) {
+  const int K = weight.K, N = weight.N;
+  const auto product = make_product(weight, activation, false, false, random);
+  const Gemm gemm({product});
   constexpr int kRows = kMaxRows + 13;
-  Rows rows(kRows, shape.K, shape.N);
-  for (int i = 0; i < kRows * shape.K; ++i) rows.x()[i] = random.normal();
+  Rows rows(kRows, K, N);
+  rows.fill_x(random);
   set_thread_count(1);
-  run(gemm, rows.x(), kRows, rows.y());
-  rows.check_guards();
-  check_values(shape, c, rows);
-
-  // Every row alone, and as one of a few, has the bits that it has among many.
-  for (int threads = 1; threads <= 4; threads += 3) {
+  rows.run(gemm);
+  check_values(weight, *product, rows);
+  for (int threads = 1; threads <= 4; ++threads) {
     set_thread_count(threads);
-    for (const int M :
-         {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 13, 16, 31, 100, kMaxRows, kMaxRows + 1}) {
-      Rows part(M, shape.K, shape.N);
+    for (const int M : {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 13, 16, 31, 100, kMaxRows, kRows}) {
+      if (threads % 3 != 1 && M != 13 && M != kRows) continue;
+      Rows part(M, K, N);
       for (int m = 0; m + M <= kRows; m += kRows / 3) {
-        memcpy(part.x(), rows.x() + m * shape.K, sizeof(float) * M * shape.K);
-        run(gemm, part.x(), M, part.y());
-        part.check_guards();
-        CHECK(memcmp(part.y(), rows.y() + m * shape.N, sizeof(float) * M * shape.N) == 0,
-              "kind %d, %d x %d: rows %d to %d with %d threads have other bits",
-              static_cast<int>(shape.kind), shape.N, shape.K, m, m + M, threads);
+        memcpy(part.x(), rows.x() + m * K, sizeof(float) * M * K);
+        part.run(gemm);
+        CHECK(memcmp(part.y(), rows.y() + m * N, sizeof(float) * M * N) == 0,
+              "kind %d, %d x %d, quantizer %d: rows %d to %d with %d threads have other bits",
+              static_cast<int>(weight.kind), N, K, static_cast<int>(activation.quantizer), m, m + M,
+              threads);
       }
     }
   }
+  set_thread_count(2);
+}
 
-  Rows sum(2, shape.K, shape.N);
-  memcpy(sum.x(), rows.x(), sizeof(float) * 2 * shape.K);
-  for (int i = 0; i < 2 * shape.N; ++i) sum.y()[i] = 3;
-  run(biased, sum.x(), 2, sum.y(), true);
-  for (int i = 0; i < 2 * shape.N; ++i) {
-    const float expected = 3.0f + (rows.y()[i] + bias[i % shape.N]);
+void test_bits() {
+  Random random(6);
+  for (const WeightKind kind : kKinds) {
+    const bool integer = kind == WeightKind::int4 || kind == WeightKind::int8;
+    const WeightCase fine(kind, ScaleKind::f32, false, integer, 70, 333, 16, random);
+    const WeightCase coarse(kind, ScaleKind::bf16, true, false, 65, 530, 0, random);
+    test_bits(fine, {}, random);
+    test_bits(coarse, {}, random);
+    test_bits(coarse, {Quantizer::int8_token}, random);
+    test_bits(fine, {Quantizer::int8_token_asymmetric}, random);
+    test_bits(fine, {Quantizer::int8_group, 40}, random);
+    test_bits(coarse, {Quantizer::nvfp4, 16, 1, 0, 1.0 / 300}, random);
+  }
+}
+
+void test_bias_and_residual() {
+  Random random(9);
+  const WeightCase weight(WeightKind::int4, ScaleKind::f16, false, true, 70, 96, 32, random);
+  const auto product = make_product(weight, {}, false, true, random);
+  auto plain = std::make_shared<Product>(*product);
+  plain->bias.clear();
+  Rows rows(5, 96, 70), sum(5, 96, 70);
+  rows.fill_x(random);
+  memcpy(sum.x(), rows.x(), sizeof(float) * 5 * 96);
+  rows.run(Gemm({plain}));
+  for (int i = 0; i < 5 * 70; ++i) sum.y()[i] = 3;
+  sum.run(Gemm({product}), true);
+  for (int i = 0; i < 5 * 70; ++i) {
+    const float expected = 3.0f + (rows.y()[i] + product->bias[i % 70]);
     CHECK(sum.y()[i] == expected, "bias and residual: %g instead of %g", sum.y()[i], expected);
   }
 }
 
-// Weights of several kinds and groups in one call: each as it is alone.
+const Activation kFewActivations[] = {{}, {Quantizer::int8_token}, {Quantizer::mxfp8, 32}};
+
+// Products of all kinds in one call, some of which take x alike: each as it is alone.
 void test_fused() {
   Random random(7);
-  constexpr int K = 640, M = 5;
-  std::vector<std::shared_ptr<const PackedWeight>> weights;
-  std::vector<float> x(M * K);
-  for (float& value : x) value = random.normal();
+  constexpr int K = 256, M = 5;
+  std::vector<std::shared_ptr<const Product>> products;
   std::vector<std::vector<float>> together, alone;
-  for (const Shape& shape :
-       {Shape{WeightKind::int4, 100, K, 32, true}, Shape{WeightKind::int4, 64, K, 128, false},
-        Shape{WeightKind::int4, 30, K, 32, false}, Shape{WeightKind::int8, 70, K, 32, true},
-        Shape{WeightKind::bf16, 9, K, K, false}, Shape{WeightKind::f16, 200, K, K, false}}) {
-    const Case c = make_case(shape, random);
-    weights.push_back(c.packed);
-    together.emplace_back(M * shape.N);
-    alone.emplace_back(M * shape.N);
-    run(Gemm({c.packed}, {{}}), x.data(), M, alone.back().data());
+  Rows rows(M, K, 1);
+  rows.fill_x(random);
+  int N = 9;
+  for (const WeightKind kind : kKinds) {
+    const bool integer = kind == WeightKind::int4 || kind == WeightKind::int8;
+    for (const Activation& activation : kFewActivations) {
+      for (int flags = 0; flags < 8; ++flags) {
+        const bool zero = integer && flags & 1, ordered = flags & 2;
+        const int group = flags & 4 ? 32 : 0;
+        const WeightCase weight(kind, ScaleKind::f32, false, zero, N, K, group, random);
+        products.push_back(make_product(weight, activation, ordered, false, random));
+        together.emplace_back(M * N);
+        alone.emplace_back(M * N);
+        float* const y = alone.back().data();
+        Gemm({products.back()}).run(rows.x(), M, &y, false);
+        N = N % 70 + 13;
+      }
+    }
   }
   std::vector<float*> y;
   for (auto& one : together) y.push_back(one.data());
-  Gemm(weights, std::vector<std::vector<float>>(weights.size())).run(x.data(), M, y.data(), false);
-  for (size_t i = 0; i < weights.size(); ++i) {
+  Gemm(products).run(rows.x(), M, y.data(), false);
+  for (size_t i = 0; i < products.size(); ++i) {
     CHECK(memcmp(together[i].data(), alone[i].data(), sizeof(float) * alone[i].size()) == 0,
-          "weight %zu has other bits in a fused call", i);
+          "product %zu has other bits in a fused call", i);
   }
 }
 
-// A row that isn't finite stays a matter of its own.
+// A row that isn't finite stays a matter of its own, and shows.
 void test_company() {
   Random random(8);
-  const Case c = make_case({WeightKind::int4, 70, 96, 32, true}, random);
-  const Gemm gemm({c.packed}, {{}});
-  Rows clean(7, 96, 70), dirty(7, 96, 70);
-  for (int i = 0; i < 7 * 96; ++i) clean.x()[i] = dirty.x()[i] = random.normal();
-  dirty.x()[3 * 96 + 5] = NAN;
-  dirty.x()[6 * 96 + 95] = std::numeric_limits<float>::infinity();
-  run(gemm, clean.x(), 7, clean.y());
-  run(gemm, dirty.x(), 7, dirty.y());
-  for (const int m : {0, 1, 2, 4, 5}) {
-    CHECK(memcmp(clean.y() + m * 70, dirty.y() + m * 70, sizeof(float) * 70) == 0, "row %d", m);
+  constexpr int N = 70, K = 96;
+  for (const WeightKind kind : kKinds) {
+    const WeightCase weight(kind, ScaleKind::f32, false, kind == WeightKind::int4, N, K, 32,
+                            random);
+    for (const Activation& activation : kActivations) {
+      const Gemm gemm({make_product(weight, activation, false, false, random)});
+      Rows clean(7, K, N), dirty(7, K, N);
+      clean.fill_x(random);
+      memcpy(dirty.x(), clean.x(), sizeof(float) * 7 * K);
+      dirty.x()[3 * K + 5] = NAN;
+      dirty.x()[6 * K + 95] = std::numeric_limits<float>::infinity();
+      clean.run(gemm);
+      dirty.run(gemm);
+      for (const int m : {0, 1, 2, 4, 5}) {
+        CHECK(memcmp(clean.y() + m * N, dirty.y() + m * N, sizeof(float) * N) == 0, "row %d", m);
+      }
+      CHECK(isnan(dirty.y()[3 * N]), "kind %d, quantizer %d: a NaN in x is lost",
+            static_cast<int>(kind), static_cast<int>(activation.quantizer));
+    }
   }
-  CHECK(isnan(dirty.y()[3 * 70]), "a NaN in x is lost");
 }
 
 }  // namespace
@@ -257,7 +328,9 @@ void test_company() {
 int main() {
   using namespace fewbits;
   skip_unsupported_tier();
-  for (const Shape& shape : kShapes) test_shape(shape);
+  test_values();
+  test_bias_and_residual();
   test_fused();
   test_company();
+  test_bits();
 }

@@ -40,17 +40,20 @@ def address(array: Array) -> int:
 class PackedWeight:
     """A weight [N, K] in the layout of the kernels, drawn in native/gemm/kernel.h. It copies what it is given.
 
-    kind: "int4", "int8", "bf16", "f16" or "f32". Integers have a scale, and a zero point where `zero`, per row and
-    group of `group_size` columns: a multiple of 8 (int4) or 4 (int8), or K. Floats have group_size K and neither.
+    kind: "int4", "int8", "fp4" (e2m1), "fp8" (e4m3fn), "bf16", "f16" or "f32"; a group of `group_size` columns is a
+    multiple of 8 (four bits), 4 (eight), 2 (sixteen) or 1, or K. scale: "none", "f32", "bf16", "f16", "e4m3" or
+    "e8m0", the type of a scale per row and group, or, where `shared`, per panel of 64 rows and group. Integers may have
+    zero points.
     """
 
-    def __init__(self, kind: str, N: int, K: int, group_size: int, zero: bool) -> None: ...
+    def __init__(self, kind: str, N: int, K: int, group_size: int, scale: str, shared: bool, zero: bool) -> None: ...
     def fill(self, row_begin: int, codes: Array, scale: Array | None, zero: Array | None) -> None:
         """Rows [row_begin, row_begin + len(codes)); every row must be filled before the weight is used.
 
-        codes: uint8 [rows, ceil(K / 2)] for int4 (low nibble first), uint8 [rows, K] for int8, both offset-binary;
-        uint16 [rows, K] for bf16 and f16; float32 [rows, K]. scale and zero: float32 [rows, ceil(K / group_size)],
-        None where the weight has none; zero points are in the units of the codes. ValueError where one doesn't fit.
+        codes: uint8 [rows, ceil(K / 2)] (four bits, low nibble first) or [rows, K] (eight), integers offset-binary;
+        uint16 [rows, K] for bf16 and f16; float32 [rows, K]. scale: [rows, ceil(K / group_size)] of uint8, uint16 or
+        float32; zero: int8 of that shape, relative to the middle of the range; None where the weight has none.
+        ValueError where one doesn't fit.
         """
 
     @property
@@ -63,13 +66,33 @@ class PackedWeight:
     def nbytes(self) -> int:
         """Memory in use, padding included."""
 
-class Gemm:
-    """Products of several weights [N_i, K] with the same x, in one pass of the thread pool.
+class Product:
+    """What a weight is multiplied with: y = multiplier x global_scale x quantized(x[order]) @ weight.T + bias.
 
-    biases: float32 [N_i] or None for each weight.
+    quantizer: "none" or a name of `fewbits.kernels.formulas.FORMULAS`, `group_size` (0: the row) the columns of x that
+    share a scale, `scale` and `zero` those of static formulas, `global_scale` nvfp4's multiplier. order: int32 [K],
+    stored column j is column order[j] of x. row_sums: float32 [N], sums of the weight's rows before `multiplier`, for
+    formulas with zero points.
     """
 
-    def __init__(self, weights: Sequence[PackedWeight], biases: Sequence[Array | None]) -> None: ...
+    def __init__(
+        self,
+        weight: PackedWeight,
+        bias: Array | None,
+        quantizer: str = "none",
+        group_size: int = 0,
+        scale: float = 1.0,
+        zero: float = 0.0,
+        global_scale: float = 1.0,
+        multiplier: float = 1.0,
+        order: Array | None = None,
+        row_sums: Array | None = None,
+    ) -> None: ...
+
+class Gemm:
+    """Products that share x, in one pass of the thread pool. ValueError where they can't."""
+
+    def __init__(self, products: Sequence[Product]) -> None: ...
     def run(self, x: int, M: int, y: Sequence[int], add: bool) -> None:
         """y_i = x @ W_i.T + bias_i, added to what y_i holds where `add`.
 
@@ -109,8 +132,9 @@ def rope_and_append(
     """Norm and rotate q in place and k; store k and v in the cache at their slots.
 
     q float32 [T, heads * D], k and v [T, kv_heads * D], cos and sin [T, rotary_dim / 2], norms [D], slots int64 [T],
-    caches [pages, kv_heads, page_size, D] of cache_kind "f32", "bf16", "f16" or "fp8", scales float32 [kv_heads] for
-    fp8. ValueError where sizes can't be.
+    caches [pages, kv_heads, page_size, D] of cache_kind "f32", "bf16", "f16", "fp8" or "int8"; scales float32
+    [kv_heads] for fp8, [pages, kv_heads, page_size] for int8, which are stored
+    here too. ValueError where sizes can't be.
     """
 
 def attend(
@@ -152,7 +176,8 @@ def silu_mul(gate: int, up: int, y: int, T: int, I: int) -> None:
 class Embedding:
     """A table [N, K] whose rows are dequantized when asked for. It keeps the arrays that it is given.
 
-    kind, codes, scale, zero and group_size as for `PackedWeight` and its `fill`.
+    kind, codes and group_size as for `PackedWeight` and its `fill`; scale and zero are float32, zero points in the
+    units of the codes.
     """
 
     def __init__(

@@ -68,6 +68,7 @@ def _run_options(parser: argparse.ArgumentParser) -> None:
 
 def _inspect_options(parser: argparse.ArgumentParser) -> None:
     _checkpoint(parser, nargs="?")
+    _activations(parser)
     parser.add_argument("--system", action="store_true", help="describe this machine instead of a checkpoint")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
@@ -75,6 +76,7 @@ def _inspect_options(parser: argparse.ArgumentParser) -> None:
 def _verify_options(parser: argparse.ArgumentParser) -> None:
     _checkpoint(parser)
     _threads(parser)
+    _activations(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
@@ -98,8 +100,27 @@ def _threads(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, metavar="N", help="native threads (one per CPU)")
 
 
+def _activations(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--activations",
+        choices=("stored", "int8"),
+        default="stored",
+        help="int8: quantize the inputs of integer weights, which the checkpoint doesn't say; faster (stored)",
+    )
+
+
+def _kv_dtype(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--kv-dtype",
+        choices=("f32", "bf16", "f16", "int8"),
+        help="how keys and values are kept; int8 has a scale for every token and head (what the checkpoint says)",
+    )
+
+
 def _engine(parser: argparse.ArgumentParser) -> None:
     _threads(parser)
+    _activations(parser)
+    _kv_dtype(parser)
     parser.add_argument(
         "--allow-reference",
         action="store_true",

@@ -138,6 +138,10 @@ CODES: dict[str, Code] = {
     ),
     "tensors-unclaimed": Code("Tensors belong to no module; they aren't used.", "Usually harmless; look at the names."),
     "scale-missing": Code("A static activation scale isn't stored. No scale has a default.", "Quantize again."),
+    "activations-asked": Code(
+        "Activations are quantized to int8 because --activations int8 asks for it.",
+        "Leave the option out to run what was published.",
+    ),
     "act-scale-unused": Code("Activation scales are stored, activations aren't quantized.", "Nothing to do."),
     "output-scale-unused": Code("A scale for a layer's output is stored; outputs stay float.", "Nothing to do."),
     # Quantization: data

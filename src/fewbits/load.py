@@ -14,12 +14,13 @@ from fewbits.checkpoint import Checkpoint, TensorReader, open_checkpoint
 from fewbits.checkpoint.collector import paused
 from fewbits.errors import CheckpointError, Notice, PlanError
 from fewbits.kernels import KERNELS, Kernel, Op, choose
-from fewbits.kernels.batch import CacheLayer
+from fewbits.kernels.batch import CacheDtype, CacheLayer
 from fewbits.kernels.cpu.ops import CpuOps
 from fewbits.kernels.ops import Ops
 from fewbits.models import family_for
 from fewbits.models.decoder import Decoder
 from fewbits.plan import LoadPlan, Row, no_kernel, plan, require_runnable
+from fewbits.plan.activations import Activations
 from fewbits.qweight import QLinear
 from fewbits.workers import Workers
 
@@ -63,10 +64,13 @@ class _ModuleArrays(Mapping[str, NDArray[Any]]):
 
 
 @paused()
-def inspect(folder: str | Path) -> LoadPlan:
-    """The plan of a folder. Raises CheckpointError when config.json or a header can't be read."""
+def inspect(folder: str | Path, activations: Activations = "stored") -> LoadPlan:
+    """The plan of a folder; `activations` as for `plan`.
+
+    Raises CheckpointError when config.json or a header can't be read.
+    """
     checkpoint = open_checkpoint(folder)
-    return plan(checkpoint, family_for(checkpoint.config))
+    return plan(checkpoint, family_for(checkpoint.config), activations)
 
 
 def decode(planned: LoadPlan, row: Row, reader: TensorReader, in_blocks: bool = False) -> tuple[QLinear, list[Notice]]:
@@ -90,15 +94,18 @@ def load(
     progress: Progress | None = None,
     ops: Ops | None = None,
     threads: int = 1,
+    activations: Activations = "stored",
+    kv_dtype: CacheDtype | None = None,
 ) -> Loaded:
     """Plan a folder and load its model.
 
     `allow_reference` runs modules without a native kernel in NumPy. `ops` is the back end, the native one unless
-    given; with the reference's, every module runs in the reference.
-    `threads` read and pack. Raises CheckpointError and PlanError.
+    given; with the reference's, every module runs in the reference. `threads` read and pack. `activations` "int8"
+    quantizes the inputs of integer weights, and `kv_dtype` keeps the cache in another way than the checkpoint says (not
+    "fp8", which takes the checkpoint's scales): deviations that are asked for. Raises CheckpointError and PlanError.
     """
     checkpoint = folder if isinstance(folder, Checkpoint) else open_checkpoint(folder)
-    planned = plan(checkpoint, family_for(checkpoint.config))
+    planned = plan(checkpoint, family_for(checkpoint.config), activations)
     ops = ops or CpuOps()
     only_reference = ops.name == "reference"
     require_runnable(planned, allow_reference or only_reference)
@@ -124,7 +131,8 @@ def load(
                 done += stored_bytes(checkpoint, row)
                 if progress is not None:
                     progress(done, total)
-        cache_layers = planned.model.cache_layers(planned.cache_dtype, kv_scales(planned, reader))
+        scales = kv_scales(planned, reader) if kv_dtype is None else {}
+        cache_layers = planned.model.cache_layers(kv_dtype or planned.cache_dtype, scales)
     decoder = Decoder(planned.model, params, ops)
     return Loaded(checkpoint, planned, decoder, params, ops, cache_layers, notices)
 

@@ -25,7 +25,7 @@ from fewbits.spec import WHOLE, ActSpec, QuantSpec, WeightSpec
 Array = NDArray[Any]
 
 _DENSE_DTYPES = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
-_CODE_DTYPES = {
+CODE_DTYPES = {
     (2, 1): ml_dtypes.float4_e2m1fn,
     (2, 3): ml_dtypes.float6_e2m3fn,
     (3, 2): ml_dtypes.float6_e3m2fn,
@@ -86,7 +86,7 @@ class QWeight:
         if self.spec.kind != "float":
             return codes.astype(np.float64)
         if self.spec.quantized:
-            dtype = _CODE_DTYPES[self.spec.exponent, self.spec.mantissa]
+            dtype = CODE_DTYPES[self.spec.exponent, self.spec.mantissa]
             numbers: Array = codes.view(dtype).astype(np.float64)
             return numbers
         if self.spec.number in _DENSE_DTYPES:

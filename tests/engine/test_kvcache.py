@@ -111,6 +111,21 @@ def test_move_closes_up_over_what_was_rejected():
     assert pages.length(0) == 30
 
 
+def test_int8_scales_grow_and_move_with_their_entries():
+    pages = KVCache([CacheLayer(2, 4, "int8")], 100)
+    (layer,) = pages.layers
+    assert pages.token_bytes == 2 * 2 * (4 + 4)
+    pages.append(0, 5)
+    layer.k_scale[:], layer.v_scale[:] = layer.keys[..., 0], -1.0
+    layer.k_scale[0, :, :5] = np.arange(5)
+    pages.append(0, 200)
+    assert layer.k_scale.shape == layer.v_scale.shape == layer.keys.shape[:3]
+    np.testing.assert_array_equal(layer.k_scale[0, 0, :5], np.arange(5))
+    pages.move(0, 1, [2, 4])
+    np.testing.assert_array_equal(layer.k_scale[0, 1, :3], [0, 2, 4])
+    assert pages.nbytes == len(layer.keys) * PAGE_SIZE * pages.token_bytes
+
+
 def test_groups_and_bytes():
     layers = [
         CacheLayer(2, 64, "fp8", k_scale=(1.0, 2.0), v_scale=(1.0, 1.0)),

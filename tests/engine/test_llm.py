@@ -219,6 +219,27 @@ def test_what_is_public() -> None:
     assert not hasattr(fewbits, "nothing")
 
 
+# Steps between neighbouring numbers as a share of a row's largest (int8) or of each (floats); every key and value is
+# rounded once, by half of it.
+@pytest.mark.parametrize("dtype, step", [("f32", 2.0**-23), ("f16", 2.0**-10), ("bf16", 2.0**-7), ("int8", 1 / 127)])
+def test_the_cache_may_be_kept_otherwise(dtype: Any, step: float) -> None:
+    model = LLM(FIXTURES / MODEL, kv_dtype=dtype)
+    assert {layer.dtype for layer in model._cache.specs} == {dtype}
+    ids = PROMPTS[3]
+    expected, ours = LLM(FIXTURES / MODEL, kv_dtype="f32").logits(ids), model.logits(ids)
+    # Two layers, in each of which keys, values, queries and exponentials are rounded.
+    assert np.linalg.norm(ours - expected) <= 8 * step * np.linalg.norm(expected)
+    assert dtype == "f32" or not np.array_equal(ours, expected)
+    wish = SamplingParams(max_tokens=20, ignore_eos=True)
+    alone = [model.generate([prompt], wish)[0].token_ids for prompt in PROMPTS]
+    assert tokens(model.generate(PROMPTS, wish)) == alone
+
+
+def test_a_cache_dtype_that_takes_the_checkpoints_scales() -> None:
+    with pytest.raises(UsageError, match="int8"):
+        LLM(FIXTURES / MODEL, kv_dtype="fp8")
+
+
 def test_threads() -> None:
     from fewbits import _native
 

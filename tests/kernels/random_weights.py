@@ -98,4 +98,39 @@ WEIGHTS = {
     "mxfp4": floats(2, 1, GROUP, "float8_e8m0fnu"),
     "mxfp6": floats(2, 3, GROUP, "float8_e8m0fnu"),
     "mxfp8": floats(4, 3, GROUP, "float8_e8m0fnu"),
+    "mxfp6e3m2": floats(3, 2, GROUP, "float8_e8m0fnu"),
+    "fp8-block128": floats(4, 3, (128, 128), "float32"),
+    "int4-g12": integers(4, (1, 12)),
+    "uint4-g12": integers(4, (1, 12), True),
+    "int3-g10": integers(3, (1, 10)),
+    "uint8-g5": integers(8, (1, 5), True),
+    "nvfp4-g6": floats(2, 1, (1, 6), "float8_e4m3fn", global_scale=True),
+    "fp8-g7": floats(4, 3, (1, 7), "float32"),
+}
+
+
+def int8(per: Any, dynamic: bool = True, symmetric: bool = True, group_size: int | None = None) -> ActSpec:
+    return ActSpec("int", 8, per, dynamic, group_size, symmetric)
+
+
+def float_act(exponent: int, mantissa: int, per: Any, **more: Any) -> ActSpec:
+    more = {"dynamic": True} | more
+    return ActSpec("float", 1 + exponent + mantissa, per, **more, exponent=exponent, mantissa=mantissa)
+
+
+E8M0 = "float8_e8m0fnu"
+ACTS = {
+    "int8-token": int8("token"),
+    "int8-token-asymmetric": int8("token", symmetric=False),
+    "int8-static": int8("tensor", dynamic=False),
+    "int8-static-asymmetric": int8("tensor", dynamic=False, symmetric=False),
+    "int8-g32": int8("group", group_size=32),
+    "int8-g24": int8("group", group_size=24),
+    "fp8-token": float_act(4, 3, "token"),
+    "fp8-static": float_act(4, 3, "tensor", dynamic=False),
+    "fp8-g128": float_act(4, 3, "group", group_size=128),
+    "nvfp4": float_act(2, 1, "group", group_size=16, global_scale=True, scale_dtype="float8_e4m3fn"),
+    "mxfp4": float_act(2, 1, "group", group_size=32, scale_dtype=E8M0),
+    "mxfp6": float_act(2, 3, "group", group_size=32, scale_dtype=E8M0),
+    "mxfp8": float_act(4, 3, "group", group_size=32, scale_dtype=E8M0),
 }

@@ -3,56 +3,76 @@
 from __future__ import annotations
 
 import pytest
-from random_weights import CHANNEL, GROUP, WEIGHTS, floats, integers
+from random_weights import ACTS, CHANNEL, GROUP, WEIGHTS, integers
 
 from fewbits.kernels import KERNELS, choose
 from fewbits.spec import ActSpec, QuantSpec, WeightSpec, dense
 
 SHAPE = (96, 64)
-NATIVE = {"bfloat16", "float16", "float32", "int4-g32", "int8-g32", "uint4-g32", "uint8-g32"} | {
-    name for name in WEIGHTS if name.endswith(("-channel", "-tensor")) and "fp8" not in name
-}
+NO_INT8 = ("cpu.dot_int8", "integer weights and int8 activations")
 
 
+@pytest.mark.parametrize("allow_reference", [False, True])
 @pytest.mark.parametrize("name", WEIGHTS)
-@pytest.mark.parametrize("op", ["linear", "embedding"])
-def test_native_first_reference_when_asked(name, op):
+def test_every_weight_runs_natively(name, allow_reference):
     spec = QuantSpec(WEIGHTS[name])
-    choice = choose(op, spec, SHAPE, allow_reference=True)
-    native = {"linear": "cpu.dot_bf16", "embedding": "cpu.embedding"}[op]
-    assert choice.kernel is not None
-    assert choice.kernel.name == (native if name in NATIVE else f"reference.{op}")
-    alone = choose(op, spec, SHAPE, allow_reference=False)
-    assert alone.declined == choice.declined
-    if name in NATIVE:
-        assert alone.kernel is choice.kernel and not alone.declined
-    else:
-        assert alone.kernel is None and [decliner for decliner, _ in alone.declined] == [native]
+    linear = choose("linear", spec, SHAPE, allow_reference)
+    assert linear.kernel is not None and linear.kernel.name == "cpu.dot_bf16" and linear.declined == (NO_INT8,)
+    embedding = choose("embedding", spec, SHAPE, allow_reference)
+    assert embedding.kernel is not None and embedding.kernel.name == "cpu.embedding" and embedding.declined == ()
 
 
-@pytest.mark.parametrize(
-    "spec, sentence",
-    [
-        (QuantSpec(integers(3, GROUP)), "codes of 4 or 8 bits"),
-        (QuantSpec(integers(8, CHANNEL), ActSpec("int", 8, "token", True)), "unquantized activations"),
-        (QuantSpec(floats(4, 3, CHANNEL, "bfloat16")), "integer codes"),
-        (QuantSpec(WeightSpec("int", 4, GROUP, "bfloat16", act_order=True)), "weights in input order"),
-        (QuantSpec(integers(4, (1, 12))), "groups of a multiple of 8 columns"),
-        (QuantSpec(integers(8, (1, 6))), "groups of a multiple of 4 columns"),
-        (QuantSpec(integers(8, (16, 32))), "blocks of a tensor, a row or a group of a row"),
-        (QuantSpec(dense("float64")), "floats of 16 or 32 bits"),
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize("act", ACTS)
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_integers_meet_integers_where_both_are_stored_so(name, act):
+    spec = WEIGHTS[name]
+    kernel = choose("linear", QuantSpec(spec, ACTS[act]), SHAPE, allow_reference=False).kernel
+    if spec.act_order and ACTS[act].group_size:
+        assert kernel is None
+        return
+    # Integers in groups of columns that aren't whole words are stored as floats.
+    columns = [spec.block_of(SHAPE)[1], ACTS[act].group_size or SHAPE[1]]
+    words = all(size >= SHAPE[1] or size % 4 == 0 for size in columns)
+    integer = spec.kind in ("int", "uint") and ACTS[act].kind == "int" and words
+    assert kernel is not None and kernel.name == ("cpu.dot_int8" if integer else "cpu.dot_bf16")
+
+
+FLOAT64 = "floats of 16 or 32 bits"
+DECLINED = [
+    (QuantSpec(dense("float64")), FLOAT64),
+    (QuantSpec(dense("float64"), ACTS["int8-token"]), FLOAT64),
+    (QuantSpec(WeightSpec("uint", 4, GROUP, "bfloat16", zero_point="float")), "integer zero points"),
+    (QuantSpec(WeightSpec("int", 12, CHANNEL, "bfloat16")), "codes of at most 8 bits"),
+    (
+        QuantSpec(WeightSpec("int", 4, GROUP, "bfloat16", act_order=True), ACTS["int8-g32"]),
+        "activations in groups beside weights in input order",
+    ),
+    (QuantSpec(integers(4, GROUP), ActSpec("int", 4, "token", True)), "activations whose quantization is defined"),
+]
+
+
+@pytest.mark.parametrize("spec, sentence", DECLINED, ids=str)
 def test_the_native_kernel_declines_with_a_sentence(spec, sentence):
-    assert dict(choose("linear", spec, SHAPE, allow_reference=True).declined) == {"cpu.dot_bf16": sentence}
+    declined = choose("linear", spec, SHAPE, allow_reference=True).declined
+    assert [name for name, _ in declined[:2]] == ["cpu.dot_int8", "cpu.dot_bf16"]
+    assert declined[1][1] == sentence
+
+
+@pytest.mark.parametrize("op", ["linear", "embedding"])
+def test_the_reference_only_when_asked(op):
+    spec = QuantSpec(dense("float64"))
+    choice = choose(op, spec, SHAPE, allow_reference=True)
+    assert choice.kernel is not None and choice.kernel.name == f"reference.{op}"
+    alone = choose(op, spec, SHAPE, allow_reference=False)
+    assert alone.kernel is None and alone.declined == choice.declined
+    assert dict(alone.declined)[{"linear": "cpu.dot_bf16", "embedding": "cpu.embedding"}[op]] == FLOAT64
 
 
 def test_a_spec_without_definition_has_no_kernel():
     act = ActSpec("int", 4, "token", True)
     choice = choose("linear", QuantSpec(integers(4, GROUP), act), SHAPE, allow_reference=True)
     assert choice.kernel is None
-    assert [name for name, _ in choice.declined] == ["cpu.dot_bf16", "reference.linear"]
+    assert [name for name, _ in choice.declined] == ["cpu.dot_int8", "cpu.dot_bf16", "reference.linear"]
 
 
 def test_names_are_unique_and_the_reference_stands_last():

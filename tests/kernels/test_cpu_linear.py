@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from random_weights import GROUP, WEIGHTS, exact_and_bound, integers, random_input, random_linear
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from random_weights import ACTS, GROUP, WEIGHTS, exact_and_bound, integers, random_input, random_linear
 
 from fewbits import _native
 from fewbits.kernels.cpu import linear
@@ -12,7 +14,11 @@ from fewbits.kernels.reference.probes import probes
 from fewbits.qweight import QLinear
 from fewbits.spec import QuantSpec
 
-NATIVE = [name for name, spec in WEIGHTS.items() if linear.accepts(QuantSpec(spec), (96, 64)) is None]
+NATIVE = [*WEIGHTS]
+WITH_ACTS = [
+    "int8-channel", "uint8-channel", "uint8-tensor", "int4-g32", "uint4-g32", "uint5-g32", "fp8-channel",
+    "fp8-block128", "nvfp4", "mxfp4", "mxfp8", "bfloat16", "uint8-g5", "int4-g12",
+]  # fmt: skip
 SHAPES = [(1, 8), (3, 40), (52, 64), (64, 96), (65, 7), (130, 33), (200, 520), (17, 1100)]
 
 
@@ -32,8 +38,51 @@ def test_products_are_the_definition_within_rounding(name, shape):
 
 
 @pytest.mark.parametrize("name", NATIVE)
+def test_every_weight_has_a_native_kernel(name):
+    assert linear.accepts(QuantSpec(WEIGHTS[name]), (96, 64)) is None
+
+
+@pytest.mark.parametrize("act", ACTS)
+@pytest.mark.parametrize("name", WITH_ACTS)
+def test_products_of_quantized_inputs_are_the_definition_within_rounding(name, act):
+    """The bound has no room for a code of x that differs from the reference's."""
+    for shape in [(3, 40), (65, 7), (130, 520), (17, 1100)]:
+        layer = random_linear(WEIGHTS[name], shape, ACTS[act], bias=True)
+        for x in (*(random_input(M, shape[1]) * np.float32(3) for M in (1, 2, 9)), probes(shape[1])[1]):
+            exact, bound = exact_and_bound(linear, layer, x)
+            error = np.abs(run(layer, x) - exact)
+            assert (error <= bound).all(), (shape, len(x), (error / bound).max())
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    name=st.sampled_from(NATIVE),
+    act=st.sampled_from([None, *ACTS]),
+    shape=st.tuples(st.integers(1, 140), st.integers(1, 700)),
+    M=st.integers(1, 40),
+    seed=st.integers(0, 100),
+)
+def test_any_product_is_the_definition_within_rounding(name, act, shape, M, seed):
+    layer = random_linear(WEIGHTS[name], shape, ACTS.get(act), bias=True)
+    assume(linear.accepts(layer.spec, shape) is None)
+    x = random_input(M, shape[1], seed)
+    exact, bound = exact_and_bound(linear, layer, x)
+    error = np.abs(run(layer, x) - exact)
+    assert (error <= bound).all(), (error / bound).max()
+
+
+@pytest.mark.parametrize("act", ["int8-token", "int8-static-asymmetric", "int8-g32", "fp8-g128", "nvfp4", "mxfp8"])
+def test_a_quantized_row_has_the_same_bits_in_any_company(act):
+    for name in ("int8-channel", "uint4-g32", "nvfp4"):
+        same_in_any_company(random_linear(WEIGHTS[name], (130, 320), ACTS[act]))
+
+
+@pytest.mark.parametrize("name", NATIVE)
 def test_a_row_has_the_same_bits_in_any_company(name):
-    layer = random_linear(WEIGHTS[name], (130, 320))
+    same_in_any_company(random_linear(WEIGHTS[name], (130, 320)))
+
+
+def same_in_any_company(layer: QLinear) -> None:
     runner = linear.bind([linear.pack(layer)])
     x = random_input(300, 320)
     (whole,) = runner(x)
@@ -60,8 +109,20 @@ def test_threads_do_not_change_a_bit():
 
 
 def test_weights_that_share_x_give_what_each_gives_alone():
-    names = ("int4-g32", "uint8-channel", "bfloat16", "float32")
-    layers = [random_linear(WEIGHTS[name], (40 + 30 * i, 64), bias=i % 2 == 0) for i, name in enumerate(names)]
+    schemes = [
+        ("int4-g32", None),
+        ("uint8-channel", None),
+        ("int4-act-order", None),
+        ("int8-channel", "int8-token"),
+        ("nvfp4", "nvfp4"),
+        ("bfloat16", None),
+        ("float32", None),
+        ("int8-channel", "int8-static"),
+    ]
+    layers = [
+        random_linear(WEIGHTS[name], (40 + 30 * i, 64), ACTS.get(act), bias=i % 2 == 0)
+        for i, (name, act) in enumerate(schemes)
+    ]
     packed = [linear.pack(layer) for layer in layers]
     x = random_input(5, 64)
     for one, y in zip(packed, linear.bind(packed)(x), strict=True):

@@ -14,6 +14,7 @@ from fewbits import _native
 TESTS = Path(__file__).resolve().parents[1]
 FILES = [
     "kernels/test_cpu_linear.py",
+    "kernels/test_codes.py",
     "kernels/test_bound.py",
     "kernels/test_embedding.py",
     "kernels/test_ops.py",

@@ -18,8 +18,15 @@ from fewbits import _native
 
 EPS = 2.0**-24  # half an ulp of 1 in float32
 CHUNK = 256  # positions whose softmax is accumulated at a stretch (native/attention/attention.h)
-DTYPES = {"f32": np.float32, "bf16": ml_dtypes.bfloat16, "f16": np.float16, "fp8": ml_dtypes.float8_e4m3fn}
-RAW = {"f32": np.float32, "bf16": np.uint16, "f16": np.uint16, "fp8": np.uint8}
+EPS_BF16 = 2.0**-8
+FLOATS = {"f32": np.float32, "bf16": ml_dtypes.bfloat16, "f16": np.float16, "fp8": ml_dtypes.float8_e4m3fn}
+DTYPES = FLOATS | {"int8": np.int8}
+RAW = {"f32": np.float32, "bf16": np.uint16, "f16": np.uint16, "fp8": np.uint8, "int8": np.int8}
+
+
+def rounds_to_bf16(kind):
+    """Whether this tier takes queries and exponentials in bf16 (native/attention/attention.h)."""
+    return _native.tier() == "avx512_bf16" and kind not in ("f32", "f16")
 
 
 def address(array):
@@ -58,9 +65,12 @@ class Cache:
         for s, n in enumerate(pages):
             self.block_table[s, :n], order = order[:n], order[n:]
         shape = (total, self.kv_heads, self.page_size, self.D)
-        self.k = np.full(shape, np.nan).astype(DTYPES[self.kind]).view(RAW[self.kind])
+        with np.errstate(invalid="ignore"):
+            self.k = np.full(shape, np.nan).astype(DTYPES[self.kind]).view(RAW[self.kind])
         self.v = self.k.copy()
-        if self.kind == "fp8":
+        if self.kind == "int8":
+            self.k_scale, self.v_scale = np.full((2, *shape[:3]), np.nan, np.float32)
+        elif self.kind == "fp8":
             self.k_scale = rng.uniform(0.01, 0.05, self.kv_heads).astype(np.float32)
             self.v_scale = rng.uniform(0.01, 0.05, self.kv_heads).astype(np.float32)
         else:
@@ -75,7 +85,10 @@ class Cache:
     def write(self, s, j, k, v):
         """k and v: [kv_heads, D], rounded here as the format defines it."""
         for array, value, scale in ((self.k, k, self.k_scale), (self.v, v, self.v_scale)):
-            if scale is not None:
+            if self.kind == "int8":
+                self.entry(scale, s, j)[:] = abs(value).max(1) / 127
+                value = np.rint(value / self.entry(scale, s, j)[:, None])
+            elif scale is not None:
                 value = np.clip(value / scale[:, None], -448, 448)
             self.entry(array, s, j)[:] = value.astype(np.float32).astype(DTYPES[self.kind]).view(RAW[self.kind])
 
@@ -84,6 +97,8 @@ class Cache:
         out = []
         for array, scale in ((self.k, self.k_scale), (self.v, self.v_scale)):
             value = self.entry(array, s, j).view(DTYPES[self.kind]).astype(np.float64)
+            if self.kind == "int8":
+                scale = self.entry(scale, s, j)
             out.append(value if scale is None else value * scale[:, None].astype(np.float64))
         return out
 
@@ -119,12 +134,24 @@ class Batch:
         )  # fmt: skip
         return out
 
+    def scaled_query(self):
+        """q * scale as the tier's products take it, in float64 [T, heads, D]."""
+        c = self.cache
+        q = self.q.reshape(-1, self.heads, c.D)
+        if not rounds_to_bf16(c.kind):
+            return q * float(self.scale)
+        factor = np.full(c.kv_heads, self.scale, np.float32) * (c.k_scale if c.kind == "fp8" else np.float32(1))
+        factor = np.repeat(factor, self.heads // c.kv_heads)[:, None]
+        taken = (q * factor).astype(ml_dtypes.bfloat16).astype(np.float64)
+        return taken / factor.astype(np.float64) * self.scale
+
     def definition(self):
-        """What each row must be, in float64, and how far float32 may be from it."""
+        """What each row must be, in float64, and how far the tier's rounding may be from it."""
         c, starts = self.cache, self.starts
         out = np.zeros((len(self.q), self.heads, c.D))
         bound = np.zeros_like(out)
         group = self.heads // c.kv_heads
+        query = self.scaled_query()
         for s, (past, rows) in enumerate(self.sequences):
             entries = [c.read(s, j) for j in range(past + rows)]
             for i in range(rows):
@@ -140,11 +167,10 @@ class Batch:
                         seen.append(j)
                 if not seen:
                     continue
-                q = self.q[t].reshape(self.heads, c.D).astype(np.float64)
                 k = np.repeat(np.array([entries[j][0] for j in seen]), group, axis=1)
                 v = np.repeat(np.array([entries[j][1] for j in seen]), group, axis=1)
-                scores = np.einsum("hd,jhd->jh", q, k) * self.scale
-                magnitude = np.einsum("hd,jhd->jh", abs(q), abs(k)) * abs(self.scale)
+                scores = np.einsum("hd,jhd->jh", query[t], k)
+                magnitude = np.einsum("hd,jhd->jh", abs(query[t]), abs(k))
                 logits = scores if self.sinks is None else np.vstack([scores, self.sinks[None].astype(np.float64)])
                 weights = np.exp(scores - logits.max(0))
                 weights /= np.exp(logits - logits.max(0)).sum(0)
@@ -154,6 +180,9 @@ class Batch:
                 # CHUNK terms, with a dozen roundings for exponentials, rescaling, merging and the division.
                 score_error = (c.D + 3) * EPS * magnitude.max(0)
                 relative = 2 * score_error + (2 * CHUNK + 16 + 4 * len(seen) / 64) * EPS
+                if rounds_to_bf16(c.kind):
+                    # An exponential (itself good to 2^-18) is rounded where it weighs and where it is summed.
+                    relative += 2 * (EPS_BF16 + 2.0**-18)
                 bound[t] = np.einsum("jh,jhd->hd", weights, abs(v)) * relative[:, None] + 1e-36
         return out.reshape(self.q.shape), bound.reshape(self.q.shape)
 
@@ -289,7 +318,9 @@ def test_a_row_that_sees_nothing_is_zero():
     assert np.all(batch.check()[[0, 2]] == 0)
 
 
-@pytest.mark.parametrize("kind, heads, kv_heads, D", [("bf16", 8, 2, 64), ("fp8", 3, 3, 40), ("f32", 7, 1, 17)])
+@pytest.mark.parametrize(
+    "kind, heads, kv_heads, D", [("bf16", 8, 2, 64), ("fp8", 3, 3, 40), ("f32", 7, 1, 17), ("int8", 4, 1, 50)]
+)
 def test_rows_have_the_same_bits_in_any_company(kind, heads, kv_heads, D):
     whole = make_batch([(0, 290)], kind=kind, heads=heads, kv_heads=kv_heads, D=D, window=0)
     expected = whole.run()
@@ -320,9 +351,10 @@ def test_sequences_have_the_same_bits_in_any_batch():
         together.cache.block_table = table
 
 
+@pytest.mark.parametrize("kind", ["bf16", "int8"])
 @pytest.mark.parametrize("sequences", [[(2000, 1)], [(700, 3), (1500, 1)], [(0, 300)], MIXED])
-def test_thread_counts_do_not_change_bits(sequences):
-    batch = make_batch(sequences, kind="bf16", heads=8, kv_heads=1, D=64, sinks=np.zeros(8, np.float32))
+def test_thread_counts_do_not_change_bits(sequences, kind):
+    batch = make_batch(sequences, kind=kind, heads=8, kv_heads=1, D=64, sinks=np.zeros(8, np.float32))
     results = []
     for count in (1, 2, 3, 4):
         _native.set_thread_count(count)
@@ -331,11 +363,16 @@ def test_thread_counts_do_not_change_bits(sequences):
     batch.check()
 
 
-def test_a_nan_reaches_only_the_rows_that_see_it():
-    batch = make_batch([(30, 80)], kind="f32")
+@pytest.mark.parametrize("kind", DTYPES)
+def test_a_nan_reaches_only_the_rows_that_see_it(kind):
+    batch = make_batch([(30, 80)], kind=kind)
+    cache = batch.cache
     before = batch.run()
-    batch.cache.entry(batch.cache.v, 0, 90)[:] = np.nan
-    batch.cache.entry(batch.cache.k, 0, 95)[:] = np.nan
+    if kind == "int8":
+        cache.entry(cache.v_scale, 0, 90)[:] = cache.entry(cache.k_scale, 0, 95)[:] = np.nan
+    else:
+        nan = np.array(np.nan).astype(DTYPES[kind]).view(RAW[kind])
+        cache.entry(cache.v, 0, 90)[:] = cache.entry(cache.k, 0, 95)[:] = nan
     after = batch.run()
     assert np.array_equal(after[:60], before[:60])
     assert np.all(np.isnan(after[60:]))
@@ -386,7 +423,7 @@ def awkward_floats():
 
 
 @pytest.mark.parametrize("D", [16, 50, 128])
-@pytest.mark.parametrize("kind", DTYPES)
+@pytest.mark.parametrize("kind", FLOATS)
 def test_stored_values_are_rounded_to_nearest_even(kind, D):
     values = awkward_floats()
     T = -(-len(values) // (2 * D))
@@ -413,6 +450,45 @@ def test_stored_values_are_rounded_to_nearest_even(kind, D):
             assert np.array_equal(stored[~nan], expected.view(RAW[kind])[~nan])
 
 
+@pytest.mark.parametrize("D", [16, 50, 128])
+def test_int8_is_rounded_to_nearest_by_each_rows_largest(D):
+    rng = np.random.default_rng(D)
+    # Rows of every size down to subnormal scales; ties, which 127 as the largest makes exact; and zeros.
+    values = rng.standard_normal((200, 2, D)) * 2.0 ** rng.integers(-140, 120, (200, 2, 1))
+    values[:50] = np.clip(rng.integers(-254, 255, (50, 2, D)) / 2, -127, 127)
+    values[:50, :, 0] = 127
+    values[50] = 0
+    values = values.astype(np.float32)
+    for row, bad in enumerate((np.nan, np.inf, -np.inf), 60):
+        values[row, 1, D - 1] = bad
+    cache = Cache("int8", 2, D, 16, [200])
+    slots = np.array([cache.slot(0, j) for j in range(200)], np.int64)
+    none = np.zeros((200, 0), np.float32)
+    rows = values.reshape(200, -1).copy()
+    append(cache, np.zeros((200, 2 * D), np.float32), rows, rows, slots, none, none)
+    largest = abs(values).max(2) / np.float32(127)
+    expected_scale = np.where(largest < 2.0**-126, np.float32(0), largest)
+    broken = ~np.isfinite(values).all(2)
+    for array, scales in ((cache.k, cache.k_scale), (cache.v, cache.v_scale)):
+        scale = np.array([cache.entry(scales, 0, j) for j in range(200)])
+        codes = np.array([cache.entry(array, 0, j) for j in range(200)])
+        assert np.array_equal(np.isnan(scale), broken)
+        assert np.array_equal(scale[~broken], expected_scale[~broken])
+        divisor = np.where(expected_scale == 0, np.float32(np.inf), expected_scale)[..., None]
+        with np.errstate(invalid="ignore"):
+            assert np.array_equal(codes[~broken], np.rint(values / divisor)[~broken])
+
+
+def test_every_int8_code_is_read_as_its_value():
+    codes = np.arange(-127, 128, dtype=np.int8)
+    cache = Cache("int8", 1, 255, 16, [1])
+    cache.k_scale[:] = cache.v_scale[:] = 1
+    cache.entry(cache.k, 0, 0)[:] = 0
+    cache.entry(cache.v, 0, 0)[:] = codes
+    batch = Batch([(0, 1)], 1, cache, np.ones((1, 255), np.float32), np.zeros(1, np.int64))
+    assert np.array_equal(batch.run()[0], codes.astype(np.float32))
+
+
 def test_every_fp8_code_is_read_as_its_value():
     codes = np.delete(np.arange(256, dtype=np.uint8), [0x7F, 0xFF])
     cache = Cache("fp8", 1, 254, 16, [1])
@@ -435,6 +511,8 @@ def test_every_16_bit_code_is_read_as_its_value(kind):
     batch = Batch([(0, 1)] * 64, 1, cache, np.ones((64, 1024), np.float32), np.zeros(64, np.int64))
     with np.errstate(all="ignore"):
         expected = codes.reshape(64, 1024).view(DTYPES[kind]).astype(np.float32)
+    if rounds_to_bf16(kind):  # the dot product takes subnormal numbers for zeros
+        expected[abs(expected) < 2.0**-126] = 0
     finite = np.isfinite(expected)
     out = batch.run()
     assert np.array_equal(out[finite], expected[finite])
@@ -526,8 +604,8 @@ def test_append_refuses_what_cannot_be():
         append(cache, x, x, x, np.array([-1]), none, none)
     with pytest.raises(ValueError, match="rotary_dim"):
         append(cache, x, x, x, np.array([0]), np.zeros((1, 9), np.float32), np.zeros((1, 9), np.float32))
-    cache.kind = "int8"
-    with pytest.raises(ValueError, match="int8"):
+    cache.kind = "int4"
+    with pytest.raises(ValueError, match="int4"):
         append(cache, x, x, x, np.array([0]), none, none)
 
 

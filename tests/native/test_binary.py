@@ -15,7 +15,13 @@ import pytest
 from fewbits import _native
 
 ROOT = Path(__file__).parents[2]
-TIERS = {"avx2": r"%ymm", "avx512": r"%zmm", "avx512_bf16": r"%zmm"}
+TIERS = {
+    "avx2": r"%ymm",
+    "avx2_vnni": r"vpdpbusd .*%ymm",
+    "avx512": r"%zmm",
+    "avx512_vnni": r"vpdpbusd .*%zmm",
+    "avx512_bf16": r"vdpbf16ps .*%zmm",
+}
 WIDE = re.compile(r"%[yz]mm|%k[0-7]\b")
 
 
@@ -61,7 +67,8 @@ def test_every_tier_of_every_family_is_there(compiled):
     for family in ("gemm", "attention", "elementwise"):
         for tier in ("ref", "avx2", "avx512"):
             assert f"{family}_{tier}.cc.o" in names
-    assert {"gemm_avx512_bf16.cc.o", "rates_avx2.cc.o", "rates_avx512.cc.o"} <= names
+    assert {"gemm_avx2_vnni.cc.o", "gemm_avx512_vnni.cc.o", "gemm_avx512_bf16.cc.o"} <= names
+    assert {"rates_avx2.cc.o", "rates_avx512.cc.o"} <= names
 
 
 def test_tier_files_define_no_symbol_that_another_object_could_share(compiled):
@@ -79,8 +86,8 @@ def test_wide_registers_are_used_in_tier_files_only(compiled):
             assert not WIDE.search(code), path
         else:
             assert re.search(TIERS[tier], code), f"{path} holds no {tier} code"
-        if tier == "avx2":
-            assert not re.search(r"%zmm|%k[0-7]\b|%[xy]mm(1[6-9]|2\d|3[01])", code), f"{path} needs more than avx2"
+        if tier in ("avx2", "avx2_vnni"):
+            assert not re.search(r"%zmm|%k[0-7]\b|%[xy]mm(1[6-9]|2\d|3[01])", code), f"{path} needs more than {tier}"
 
 
 def test_the_module_exports_its_entry_point_and_none_of_its_own_functions():

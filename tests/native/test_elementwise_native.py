@@ -183,7 +183,7 @@ def test_embedding_refuses_arrays_that_do_not_fit():
         (("int8", codes, 8, scale, None, 4), r"\[4, 2\]"),
         (("int8", codes, 8, scale, scale[:2], 8), r"zero points must be an array of shape \[4, 1\]"),
         (("int8", codes, 8, scale, None, 0), "group size"),
-        (("f32", np.zeros((4, 8), np.float32), 8, scale, None, 8), "only integer codes have scales"),
+        (("fp8", codes, 8, scale, scale, 8), "only integer codes have zero points"),
     ]:
         with pytest.raises(ValueError, match=sentence):
             _native.Embedding(*arguments)

@@ -1,273 +1,74 @@
-"""Native products against float64, and every row against itself in other company.
+"""What the native products ask of their callers, and what they say otherwise.
 
-The tier is fixed when the process starts: the last test runs this file again under each other one.
+native/tests/gemm_test.cc and tests/kernels hold their results to the definition.
 """
 
-import itertools
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
 
-import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from fewbits import _native
 
-KINDS = ["int4", "int8", "bf16", "f16", "f32"]
-FLOATS = {"bf16": ml_dtypes.bfloat16, "f16": np.float16, "f32": np.float32}
-RAW = {"bf16": np.uint16, "f16": np.uint16, "f32": np.float32}
-UNIT_F32 = 2.0**-24  # largest relative error of rounding to float32
-UNIT_BF16 = 2.0**-8  # and to bfloat16, as the avx512_bf16 tier does with x
+UINT8 = {"int4": 8, "int8": 4, "fp4": 8, "fp8": 4}  # codes in a word
+SCALES = {"none": 0, "f32": 4, "bf16": 2, "f16": 2, "e4m3": 1, "e8m0": 1}  # bytes
 
 
-@pytest.fixture(autouse=True)
-def threads():
-    before = _native.thread_count()
-    yield
-    _native.set_thread_count(before)
+def codes_of(kind, N, K):
+    if kind in UINT8:
+        return np.zeros((N, (K + 1) // 2 if UINT8[kind] == 8 else K), np.uint8)
+    return np.zeros((N, K), np.float32 if kind == "f32" else np.uint16)
 
 
-@dataclass
-class Weight:
-    """A packed weight and what it stands for: `values` in float64, and the size of the codes that are summed."""
-
-    kind: str
-    packed: _native.PackedWeight
-    values: np.ndarray
-    summed: np.ndarray
+def scales_of(scale, shape):
+    if scale == "none":
+        return None
+    return np.ones(shape, {1: np.uint8, 2: np.uint16, 4: np.float32}[SCALES[scale]])
 
 
-def nibbles(codes):
-    """Two codes a byte, low nibble first; the nibble behind an odd row is all ones and must not count."""
-    N, K = codes.shape
-    padded = np.full((N, K + K % 2), 15, np.uint8)
-    padded[:, :K] = codes
-    return padded[:, ::2] | padded[:, 1::2] << 4
+def weight(kind="f32", N=8, K=24, group=None, scale="none", shared=False, zero=False):
+    group = group or K
+    packed = _native.PackedWeight(kind, N, K, group, scale, shared, zero)
+    shape = (N, -(-K // group))
+    packed.fill(0, codes_of(kind, N, K), scales_of(scale, shape), np.zeros(shape, np.int8) if zero else None)
+    return packed
 
 
-def make(kind, N, K, group_size=None, zero=False, seed=0, blocks=1):
-    rng = np.random.default_rng([seed, N, K])
-    group_size = group_size or K
-    packed = _native.PackedWeight(kind, N, K, group_size, zero)
-    scale = zeros = None
-    if kind in FLOATS:
-        values = rng.standard_normal((N, K)).astype(FLOATS[kind])
-        codes, values = values.view(RAW[kind]), values.astype(np.float64)
-        summed = np.abs(values)
-    else:
-        bits = int(kind[3:])
-        raw = rng.integers(0, 2**bits, (N, K), dtype=np.uint8)
-        codes = nibbles(raw) if bits == 4 else raw
-        groups = -(-K // group_size)
-        scale = rng.uniform(0.001, 0.1, (N, groups)).astype(np.float32)
-        offset = np.full((N, groups), 2.0 ** (bits - 1))
-        if zero:
-            zeros = rng.integers(0, 2**bits, (N, groups)).astype(np.float32)
-            offset = zeros.astype(np.float64)
-        wide_scale, wide_offset = (np.repeat(a, group_size, axis=1)[:, :K] for a in (scale, offset))
-        values = (raw - wide_offset) * wide_scale
-        # At most: the bf16 tier sums 128 + code for int4, the others code - 2^(bits-1); then the offsets.
-        summed = wide_scale * {4: 2 * 143.0, 8: 2 * 128.0}[bits]
-    for rows in np.array_split(np.arange(N), blocks):
-        part = slice(rows[0], rows[-1] + 1)
-        packed.fill(
-            int(rows[0]),
-            np.ascontiguousarray(codes[part]),
-            None if scale is None else np.ascontiguousarray(scale[part]),
-            None if zeros is None else np.ascontiguousarray(zeros[part]),
-        )
-    return Weight(kind, packed, values, summed)
+def gemm(*products):
+    return _native.Gemm([*products])
 
 
-def guarded(shape):
-    """An array in the middle of a larger one that is NaN everywhere."""
-    count = int(np.prod(shape))
-    whole = np.full(count + 128, np.nan, np.float32)
-    return whole[64 : 64 + count].reshape(shape), whole
-
-
-def run(weights, x, biases=None, add_to=None):
-    gemm = _native.Gemm([w.packed for w in weights], biases or [None] * len(weights))
-    M, K = x.shape
-    inside, _ = guarded((M, K))
-    inside[:] = x
-    outputs = [guarded((M, w.packed.N)) for w in weights]
-    if add_to is not None:
-        for (y, _), start in zip(outputs, add_to, strict=True):
-            y[:] = start
-    gemm.run(_native.address(inside), M, [_native.address(y) for y, _ in outputs], add_to is not None)
-    for _, whole in outputs:
-        assert np.isnan(whole[:64]).all() and np.isnan(whole[-64:]).all(), "written outside of y"
-    return [y for y, _ in outputs]
-
-
-def product(weight, x):
-    return run([weight], x)[0]
-
-
-def activations(M, K, seed=1):
-    return np.random.default_rng(seed).standard_normal((M, K)).astype(np.float32)
-
-
-def rounds_x(kind):
-    return _native.tier() == "avx512_bf16" and kind in ("int4", "int8", "bf16")
-
-
-def check(weight, x, y):
-    exact = x.astype(np.float64) @ weight.values.T
-    size = np.abs(x).astype(np.float64)
-    # Errors of rounding in a sum of K grow as its root; 4 standard deviations of it, and a little for short sums.
-    bound = 4 * np.sqrt(x.shape[1] + 16) * UNIT_F32 * (size @ weight.summed.T)
-    if rounds_x(weight.kind):
-        bound += UNIT_BF16 * (size @ np.abs(weight.values).T)
-    error = np.abs(y - exact)
-    worst = np.unravel_index(np.argmax(error - bound), error.shape)
-    assert (error <= bound).all(), f"y[{worst}] is off by {error[worst]:.3g}, bound {bound[worst]:.3g}"
-
-
-def specs(kind):
-    """Group sizes and zero points that a kind can have."""
-    if kind in FLOATS:
-        return [(None, False)]
-    word = {"int4": 8, "int8": 4}[kind]
-    return [(group, zero) for group in (None, word, 32, 128, 520) for zero in (False, True)]
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_against_float64(kind):
-    shapes = [(1, 1), (64, 128), (65, 203), (130, 1100), (15, 1031), (200, 36), (3, 2050)]
-    for (N, K), (group_size, zero) in itertools.product(shapes, specs(kind)):
-        if group_size is not None and group_size > K:
-            continue
-        weight = make(kind, N, K, group_size, zero, blocks=min(N, 3))
-        for M in (1, 13):
-            x = activations(M, K)
-            check(weight, x, product(weight, x))
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=25, deadline=None)
-@given(data=st.data())
-def test_any_shape_against_float64(kind, data):
-    N = data.draw(st.integers(1, 140), "N")
-    K = data.draw(st.integers(1, 700), "K")
-    M = data.draw(st.integers(1, 40), "M")
-    group_size, zero = data.draw(st.sampled_from(specs(kind)), "group size and zero point")
-    if group_size is not None and group_size > K:
-        group_size = None
-    weight = make(kind, N, K, group_size, zero)
-    x = activations(M, K)
-    check(weight, x, product(weight, x))
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_row_has_the_same_bits_in_any_company(kind):
-    for group_size, zero in specs(kind)[:4:3]:
-        weight = make(kind, 70, 77, group_size, zero)
-        x = activations(300, 77)
-        alone = np.concatenate([product(weight, x[m : m + 1]) for m in range(300)])
-        for M in range(2, 301):
-            rows = product(weight, x[300 - M :])
-            np.testing.assert_array_equal(rows, alone[300 - M :], err_msg=f"M = {M}")
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_number_of_threads_changes_no_bit(kind):
-    weight = make(kind, 700, 600, None)
-    x = activations(270, 600)
-    _native.set_thread_count(1)
-    y = product(weight, x)
-    for count in (2, 3, 4):
-        _native.set_thread_count(count)
-        np.testing.assert_array_equal(product(weight, x), y, err_msg=f"{count} threads")
-
-
-def test_weights_that_share_x_are_each_as_they_are_alone():
-    weights = [
-        make("int4", 100, 640, 32, True, seed=1),
-        make("int4", 64, 640, 128, False, seed=2),
-        make("int8", 70, 640, 32, True, seed=3),
-        make("int8", 65, 640, None, False, seed=4),
-        make("bf16", 9, 640, seed=5),
-        make("f32", 130, 640, seed=6),
-    ]
-    for M in (1, 5, 33):
-        x = activations(M, 640)
-        for weight, y in zip(weights, run(weights, x), strict=True):
-            np.testing.assert_array_equal(y, product(weight, x))
-
-
-def test_bias_and_residual():
-    weights = [make("int4", 70, 256, 32, True), make("bf16", 130, 256)]
-    x = activations(5, 256)
-    plain = run(weights, x)
-    biases = [np.arange(70, dtype=np.float32), None]
-    with_bias = run(weights, x, biases)
-    np.testing.assert_array_equal(with_bias[0], plain[0] + biases[0])
-    np.testing.assert_array_equal(with_bias[1], plain[1])
-    start = [np.full_like(y, 0.5) for y in plain]
-    added = run(weights, x, biases, start)
-    np.testing.assert_array_equal(added[0], start[0] + with_bias[0])
-    np.testing.assert_array_equal(added[1], start[1] + with_bias[1])
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_row_that_is_not_finite_spoils_no_other(kind):
-    weight = make(kind, 70, 96)
-    x = activations(9, 96)
-    clean = product(weight, x)
-    x[2, 95], x[7, 0] = np.nan, np.inf
-    y = product(weight, x)
-    others = [0, 1, 3, 4, 5, 6, 8]
-    np.testing.assert_array_equal(y[others], clean[others])
-    assert np.isnan(y[2]).all() and not np.isfinite(y[7]).any()
-
-
-def test_symmetric_weights_cancel_nothing():
-    """With x of one sign, codes that stand for zero give exactly that, unless the tier sums an offset."""
-    packed = _native.PackedWeight("int4", 64, 512, 128, False)
-    packed.fill(0, np.full((64, 256), 0x88, np.uint8), np.ones((64, 4), np.float32), None)
-    weight = Weight("int4", packed, np.zeros((64, 512)), np.full((64, 512), 2 * 143.0))
-    x = np.abs(activations(3, 512)) + 100
-    y = product(weight, x)
-    if rounds_x("int4"):
-        check(weight, x, y)
-    else:
-        assert not y.any()
-
-
-def test_half_precision_subnormals_and_bounds():
-    codes = np.array([[0x0001, 0x83FF, 0x0400, 0x7BFF, 0xFBFF, 0x8000]], np.uint16)
-    packed = _native.PackedWeight("f16", 1, 6, 6, False)
-    packed.fill(0, codes, None, None)
-    for k, value in enumerate(codes.view(np.float16)[0]):
-        x = np.zeros((1, 6), np.float32)
-        x[0, k] = 1
-        assert product(Weight("f16", packed, codes, codes), x)[0, 0] == np.float32(value)
-
-
-def test_memory_is_what_the_layout_needs():
-    assert make("int4", 70, 203, None, True).packed.nbytes == 128 * 4 * (26 + 2)
-    assert make("int8", 64, 256, 32).packed.nbytes == 64 * 4 * (64 + 8)
-    assert make("bf16", 1, 3).packed.nbytes == 64 * 4 * 2
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("kind", ["int4", "int8", "fp4", "fp8", "bf16", "f16", "f32"])
+def test_memory_is_what_the_layout_needs(kind, scale):
+    """Whole words, whole panels, and a scale for each row of these and each group, or one for all of a panel."""
+    word = UINT8.get(kind, 1 if kind == "f32" else 2)
+    words, groups = -(-203 // word), -(-203 // 32)
+    for shared in (False, True):
+        packed = weight(kind, 70, 203, 32, scale, shared)
+        assert (packed.N, packed.K, packed.group_size) == (70, 203, 32)
+        assert packed.nbytes == 128 * 4 * words + groups * SCALES[scale] * (2 if shared else 128)
+    if kind.startswith("int"):
+        plain, zero = weight(kind, 70, 203, 32, scale), weight(kind, 70, 203, 32, scale, zero=True)
+        assert zero.nbytes == plain.nbytes + 128 * groups
 
 
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (("int3", 4, 8, 8, False), "int4, int8, bf16, f16 or f32"),
-        (("int4", 0, 8, 8, False), "can't be packed"),
-        (("int4", 4, 2**31, 2**31, False), "can't be packed"),
-        (("int4", 4, 16, 12, False), "multiple of 8"),
-        (("int8", 4, 16, 6, False), "multiple of 4"),
-        (("int8", 4, 16, 32, False), "groups of 32 columns of 16"),
-        (("int8", 4, 16, 0, False), "groups of 0 columns"),
-        (("bf16", 4, 16, 8, False), "of floats the whole row"),
-        (("f32", 4, 16, 16, True), "no zero points"),
+        (("int3", 4, 8, 8, "f32", False, False), "no kind of weight int3"),
+        (("int4", 4, 8, 8, "f64", False, False), "no type of scales f64"),
+        (("int4", 0, 8, 8, "f32", False, False), "can't be packed"),
+        (("int4", 4, 2**31, 2**31, "f32", False, False), "can't be packed"),
+        (("int4", 4, 16, 12, "f32", False, False), "multiple of 8 or the whole row"),
+        (("fp4", 4, 16, 4, "e4m3", False, False), "multiple of 8"),
+        (("int8", 4, 16, 6, "f32", False, False), "multiple of 4"),
+        (("bf16", 4, 16, 3, "f32", False, False), "multiple of 2"),
+        (("int8", 4, 16, 32, "f32", False, False), "groups of 32 columns of 16"),
+        (("int8", 4, 16, 0, "f32", False, False), "groups of 0 columns"),
+        (("fp8", 4, 16, 16, "f32", False, True), "only integer codes have zero points"),
     ],
 )
 def test_weights_that_cannot_be(arguments, sentence):
@@ -276,51 +77,103 @@ def test_weights_that_cannot_be(arguments, sentence):
 
 
 def test_what_does_not_fit_a_weight_is_refused():
-    weight = _native.PackedWeight("int4", 8, 24, 8, True)
-    codes, scale = np.zeros((8, 12), np.uint8), np.ones((8, 3), np.float32)
+    packed = _native.PackedWeight("int4", 8, 24, 8, "f16", False, True)
+    codes, scale, zero = np.zeros((8, 12), np.uint8), np.ones((8, 3), np.uint16), np.ones((8, 3), np.int8)
     for sentence, arguments in {
-        "two dimensions": (0, codes.ravel(), scale, scale),
-        r"codes must be a contiguous uint8 array of shape \[8, 12\]": (0, codes[:, :11].copy(), scale, scale),
-        "codes must be a contiguous": (0, np.zeros((8, 24), np.uint8)[:, ::2], scale, scale),
-        "scale must be a contiguous float32": (0, codes, scale.astype(np.float64), scale),
-        r"zero must be .* \[8, 3\]": (0, codes, scale, scale[:7].copy()),
-        "only for those": (0, codes, None, scale),
-        "only there": (0, codes, scale, None),
-        "rows 1 to 9 lie outside": (1, codes, scale, scale),
-        "rows -1 to 7 lie outside": (-1, codes, scale, scale),
+        "two dimensions": (0, codes.ravel(), scale, zero),
+        r"codes must be a contiguous uint8 array of shape \[8, 12\]": (0, codes[:, :11].copy(), scale, zero),
+        "codes must be a contiguous": (0, np.zeros((8, 24), np.uint8)[:, ::2], scale, zero),
+        "scale must be a contiguous uint16": (0, codes, scale.astype(np.float32), zero),
+        r"zero must be .* int8 .* \[8, 3\]": (0, codes, scale, zero[:7].copy()),
+        "zero must be a contiguous int8": (0, codes, scale, zero.astype(np.uint8)),
+        "a scale is given where the weight has them": (0, codes, None, zero),
+        "zero points are given where the weight has them": (0, codes, scale, None),
+        "rows 1 to 9 lie outside": (1, codes, scale, zero),
+        "rows -1 to 7 lie outside": (-1, codes, scale, zero),
     }.items():
         with pytest.raises(ValueError, match=sentence):
-            weight.fill(*arguments)
-    weight.fill(0, codes[:5].copy(), scale[:5].copy(), scale[:5].copy())
+            packed.fill(*arguments)
+    packed.fill(0, codes[:5].copy(), scale[:5].copy(), zero[:5].copy())
     with pytest.raises(ValueError, match="row 5 of a packed weight has not been filled"):
-        _native.Gemm([weight], [None])
+        gemm(_native.Product(packed, None))
 
 
-def test_products_that_cannot_be():
-    weight, other = make("f32", 8, 24), make("f32", 8, 25)
+@pytest.mark.parametrize(
+    ("kind", "dtype"), [("fp8", "uint8"), ("bf16", "uint16"), ("f16", "uint16"), ("f32", "float32")]
+)
+def test_codes_have_the_dtype_of_their_kind(kind, dtype):
+    packed = _native.PackedWeight(kind, 2, 4, 4, "none", False, False)
+    with pytest.raises(ValueError, match=rf"codes must be a contiguous {dtype} array of shape \[2, 4\]"):
+        packed.fill(0, np.zeros((2, 4), np.float64), None, None)
+    with pytest.raises(ValueError, match="a scale is given where the weight has them, and only there"):
+        packed.fill(0, codes_of(kind, 2, 4), np.ones((2, 1), np.float32), None)
+
+
+@pytest.mark.parametrize("scale, dtype", [("f32", "float32"), ("bf16", "uint16"), ("e4m3", "uint8"), ("e8m0", "uint8")])
+def test_scales_have_their_dtype(scale, dtype):
+    packed = _native.PackedWeight("fp4", 2, 32, 16, scale, False, False)
+    with pytest.raises(ValueError, match=rf"scale must be a contiguous {dtype} array of shape \[2, 2\]"):
+        packed.fill(0, codes_of("fp4", 2, 32), np.ones((2, 2), np.float64), None)
+
+
+@pytest.mark.parametrize(
+    ("keywords", "sentence"),
+    [
+        ({"bias": np.zeros(7, np.float32)}, "doesn't fit a weight of 8 x 24"),
+        ({"bias": np.zeros(8)}, "a bias must be a contiguous float32"),
+        ({"bias": np.zeros(0, np.float32)}, "a bias can't be empty"),
+        ({"order": np.arange(23, dtype=np.int32)}, "an order doesn't fit"),
+        ({"order": np.arange(24)}, "an order must be a contiguous int32"),
+        ({"order": np.arange(1, 25, dtype=np.int32)}, "an order names column 24"),
+        ({"order": np.arange(-1, 23, dtype=np.int32)}, "an order names column -1"),
+        ({"row_sums": np.zeros(9, np.float32)}, "sums or an order doesn't fit"),
+        ({"quantizer": "int7_token"}, "no quantizer int7_token"),
+        ({"quantizer": "int8_token_asymmetric"}, "zero points of x need the sums of the weight's rows"),
+        ({"quantizer": "int8_static_asymmetric", "zero": 3}, "zero points of x need the sums"),
+        ({"quantizer": "int8_group", "group_size": 6}, "groups of 6 columns of x cut a word in two"),
+        ({"quantizer": "int8_group", "group_size": -8}, "groups of -8 columns"),
+    ],
+)
+def test_products_that_cannot_be(keywords, sentence):
+    packed = weight("int8", scale="f32")
+    with pytest.raises(ValueError, match=sentence):
+        gemm(_native.Product(packed, keywords.pop("bias", None), **keywords))
+
+
+def test_products_that_cannot_share_a_call():
     with pytest.raises(ValueError, match="24 and 25 columns can't share x"):
-        _native.Gemm([weight.packed, other.packed], [None, None])
+        gemm(_native.Product(weight(), None), _native.Product(weight(K=25), None))
     with pytest.raises(ValueError, match="at least one weight"):
-        _native.Gemm([], [])
-    with pytest.raises(ValueError, match="as many biases as weights"):
-        _native.Gemm([weight.packed], [])
-    with pytest.raises(ValueError, match="a bias of 7 elements"):
-        _native.Gemm([weight.packed], [np.zeros(7, np.float32)])
-    gemm = _native.Gemm([weight.packed], [None])
-    with pytest.raises(ValueError, match="one address per weight"):
-        gemm.run(0, 1, [], False)
-    gemm.run(0, 0, [0], False)
+        gemm()
+    call = gemm(_native.Product(weight(), None))
+    assert call.K == 24
+    for M, y in ((1, []), (1, [0, 0]), (-1, [0])):
+        with pytest.raises(ValueError, match="M >= 0 rows and one address per weight"):
+            call.run(0, M, y, False)
+    call.run(0, 0, [0], False)
 
 
-def test_a_weight_outlives_its_python_object():
-    weight = make("int4", 70, 256, 32)
-    gemm = _native.Gemm([weight.packed], [None])
-    x = activations(1, 256)
-    expected = product(weight, x)
-    weight.packed = None
-    y = np.empty((1, 70), np.float32)
-    gemm.run(_native.address(x), 1, [_native.address(y)], False)
-    np.testing.assert_array_equal(y, expected)
+def test_a_group_of_x_may_be_larger_than_the_row():
+    gemm(_native.Product(weight("int4", K=21, scale="f32"), None, "int8_group", group_size=129))
+
+
+def test_a_weight_outlives_its_python_objects():
+    packed = _native.PackedWeight("f32", 70, 256, 256, "none", False, False)
+    packed.fill(0, np.ones((70, 256), np.float32), None, None)
+    product = _native.Product(packed, np.full(70, 3, np.float32))
+    call = gemm(product)
+    del packed, product
+    x, y = np.ones((1, 256), np.float32), np.empty((1, 70), np.float32)
+    call.run(_native.address(x), 1, [_native.address(y)], False)
+    assert (y == 259).all()
+
+
+def test_addresses_are_those_of_contiguous_arrays():
+    array = np.zeros((4, 6), np.float32)
+    assert _native.address(array) == array.ctypes.data
+    for wrong in (array[:, ::2], np.asfortranarray(array), [1.0]):
+        with pytest.raises((TypeError, BufferError, ValueError)):
+            _native.address(wrong)
 
 
 def python(program, **environment):
@@ -352,9 +205,9 @@ before = count()
 from fewbits import _native
 assert count() == before, "a thread was started by the import"
 _native.set_thread_count(3)
-weight = _native.PackedWeight("f32", 256, 16, 16, False)
+weight = _native.PackedWeight("f32", 256, 16, 16, "none", False, False)
 weight.fill(0, np.ones((256, 16), np.float32), None, None)
-gemm = _native.Gemm([weight], [None])
+gemm = _native.Gemm([_native.Product(weight, None)])
 x, y = np.ones((1, 16), np.float32), np.empty((1, 256), np.float32)
 def run():
     y[:] = 0
@@ -373,18 +226,3 @@ run()
         pytest.skip("this system doesn't list a process's threads in /proc")
     done = python(program)
     assert done.returncode == 0, done.stderr
-
-
-@pytest.mark.parametrize("tier", ["ref", "avx2", "avx512", "avx512_bf16"])
-def test_under_each_other_tier(tier):
-    if tier == _native.tier() or "FEWBITS_ISA" in os.environ:
-        pytest.skip("this is the run of that tier" if tier == _native.tier() else "one run per tier is enough")
-    if tier not in _native.supported_tiers():
-        pytest.skip(f"this machine doesn't run {tier}")
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", "not tier"],
-        env={**os.environ, "FEWBITS_ISA": tier, "PYTHONPATH": os.pathsep.join(sys.path)},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout[-4000:]

@@ -22,7 +22,7 @@ SCHEMA = 1
 def run(arguments: argparse.Namespace) -> int:
     if arguments.repeats < 1:
         raise UsageError("usage", f"{arguments.repeats} repeats measure nothing")
-    llm = load(arguments.checkpoint, arguments.threads, arguments.allow_reference)
+    llm = load(arguments)
     with LoadingBar("measuring", patience=0.0, counts="passes") as bar:
         found = bench(llm, CASES, arguments.repeats, bar)
     if arguments.json:

@@ -24,7 +24,7 @@ def run(arguments: argparse.Namespace) -> int:
             f"there is no folder {arguments.checkpoint}",
             hint="the example is in the source tree: run this there, or give a folder",
         )
-    llm = run_command.load(arguments.checkpoint, arguments.threads, arguments.allow_reference)
+    llm = run_command.load(arguments)
     say(report.summary(llm.plan))
     sys.stdout.write(PROMPT)
     sys.stdout.flush()

@@ -18,7 +18,7 @@ def run(arguments: argparse.Namespace) -> int:
         return _system(arguments.json)
     if arguments.checkpoint is None:
         raise UsageError("usage", "there is nothing to inspect", hint="fewbits inspect FOLDER, or --system")
-    plan = _plan(arguments.checkpoint, arguments.json)
+    plan = _plan(arguments)
     if arguments.json:
         report.write_json(plan, sys.stdout)
     else:
@@ -26,12 +26,12 @@ def run(arguments: argparse.Namespace) -> int:
     return 2 if plan.errors else 0
 
 
-def _plan(checkpoint: str, as_json: bool) -> LoadPlan:
+def _plan(arguments: argparse.Namespace) -> LoadPlan:
     """The plan; for a script also of a folder that can't be read, with nothing but the reason."""
     try:
-        return load.inspect(hub.resolve(checkpoint))
+        return load.inspect(hub.resolve(arguments.checkpoint), arguments.activations)
     except FewbitsError as error:
-        if not as_json:
+        if not arguments.json:
             raise
         print(report.failure_text(error), file=sys.stderr)
         return failed(error)

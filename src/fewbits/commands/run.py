@@ -32,7 +32,7 @@ def run(arguments: argparse.Namespace) -> int:
     given = {name: getattr(arguments, name) for name in _OPTIONS if getattr(arguments, name) is not None}
     SamplingParams(**given)  # what is wrong with the options is said before a model is loaded
     ids = None if arguments.prompt_ids is None else _ids(arguments.prompt_ids)
-    llm = load(arguments.checkpoint, arguments.threads, arguments.allow_reference)
+    llm = load(arguments)
     params = SamplingParams(**(_model_sampling(llm, arguments.sampling == "model") | given))
     if arguments.chat and arguments.prompt is None:
         chat.converse(llm, params)
@@ -53,10 +53,17 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def load(checkpoint: str, threads: int | None, allow_reference: bool) -> LLM:
+def load(arguments: argparse.Namespace) -> LLM:
     """The model, with a bar where that takes long; the plan's warnings on stderr."""
     with LoadingBar("loading") as bar:
-        llm = LLM(checkpoint, allow_reference=allow_reference, threads=threads, progress=bar)
+        llm = LLM(
+            arguments.checkpoint,
+            allow_reference=arguments.allow_reference,
+            activations=arguments.activations,
+            kv_dtype=arguments.kv_dtype,
+            threads=arguments.threads,
+            progress=bar,
+        )
     for warning in llm.warnings:
         say(f"warning: {warning}")
     return llm

@@ -21,7 +21,7 @@ def run(arguments: argparse.Namespace) -> int:
     machine.prepare(arguments.threads)
     folder = hub.resolve(arguments.checkpoint)
     with LoadingBar("verifying") as bar:
-        found = verify(folder, bar)
+        found = verify(folder, bar, arguments.activations)
     for warning in found.warnings:
         say(f"warning: {warning}")
     if arguments.json:
@@ -54,6 +54,7 @@ def _object(found: Verification) -> dict[str, Any]:
             "argmax_agreement": found.logits.argmax_agreement,
             "tokens": found.logits.tokens,
         },
+        "activations_cost": found.activations_cost,
         "not_run": found.not_run,
         "not_checked": found.not_checked,
         "ok": found.ok,
@@ -73,6 +74,8 @@ def _lines(found: Verification) -> Iterator[str]:
             f"logits: differ by {difference} of their norm, bound {logits.bound:.1e};"
             f" the same most probable token after {same} of {logits.tokens}"
         )
+    if found.activations_cost is not None:
+        yield f"activations as asked take the logits {found.activations_cost:.1e} of their norm from those as stored"
     if found.not_run is not None:
         yield f"the whole model was not run: {found.not_run}"
     if found.not_checked:

@@ -22,7 +22,13 @@ from fewbits.kernels.batch import Batch, CacheDtype, CacheLayer, LayerCache
 
 PAGE_SIZE = 16
 
-_STORED: dict[CacheDtype, Any] = {"f32": np.float32, "bf16": np.uint16, "f16": np.uint16, "fp8": np.uint8}
+_STORED: dict[CacheDtype, Any] = {
+    "f32": np.float32,
+    "bf16": np.uint16,
+    "f16": np.uint16,
+    "fp8": np.uint8,
+    "int8": np.int8,
+}
 
 
 class CacheFull(Exception):
@@ -75,7 +81,7 @@ class KVCache:
     @property
     def nbytes(self) -> int:
         """Bytes allocated now."""
-        return sum(layer.keys.nbytes + layer.values.nbytes for layer in self.layers)
+        return sum(array.nbytes for layer in self.layers for array in layer.per_entry())
 
     @property
     def free_pages(self) -> int:
@@ -135,7 +141,7 @@ class KVCache:
         from_page, from_row = np.divmod(self._slots(entry, source[changed]), self.page_size)
         to_page, to_row = np.divmod(self._slots(entry, target[changed]), self.page_size)
         for layer in self.layers:
-            for array in (layer.keys, layer.values):
+            for array in layer.per_entry():
                 array[to_page, :, to_row] = array[from_page, :, from_row]
         self.truncate(sequence, begin + len(source))
 
@@ -193,8 +199,10 @@ class KVCache:
             return
         pages = min(max(2 * self._pages, self._pages + needed - len(self._free), 8), self.max_pages)
         for layer in self.layers:
-            layer.keys = _grown(layer.keys, pages)
-            layer.values = _grown(layer.values, pages)
+            layer.keys, layer.values = _grown(layer.keys, pages), _grown(layer.values, pages)
+            if layer.dtype == "int8":
+                assert layer.k_scale is not None and layer.v_scale is not None
+                layer.k_scale, layer.v_scale = _grown(layer.k_scale, pages), _grown(layer.v_scale, pages)
             layer.generation += 1
         self._free = list(range(pages - 1, self._pages - 1, -1)) + self._free
         self._pages = pages
@@ -206,6 +214,8 @@ class KVCache:
         for scale in scales:
             if (spec.dtype == "fp8") != (scale is not None) or (scale is not None and scale.shape != (spec.heads,)):
                 raise ValueError("fp8 layers, and only they, have one k_scale and one v_scale per head")
+        if spec.dtype == "int8":
+            scales = [np.empty(shape[:3], np.float32) for _ in scales]
         return LayerCache(
             np.empty(shape, stored), np.empty(shape, stored), spec.dtype, self.page_size, scales[0], scales[1]
         )

@@ -19,9 +19,13 @@ from fewbits.engine.request import Request, Result, SamplingParams
 from fewbits.engine.scheduler import MAX_RUNNING, Scheduler
 from fewbits.engine.tokenizer import Tokenizer
 from fewbits.errors import CheckpointError, UsageError
+from fewbits.kernels.batch import CacheDtype
 from fewbits.load import Loaded
+from fewbits.plan.activations import Activations
 
 Prompt = str | Sequence[int]
+
+KV_DTYPES: tuple[CacheDtype, ...] = ("f32", "bf16", "f16", "int8")  # those that need no scales of the checkpoint
 
 _CACHE_SHARE = 2  # of the memory that is free after loading, one part in this many may become cache
 _UNKNOWN_MEMORY = 8 << 30
@@ -31,7 +35,9 @@ class LLM:
     """A loaded model.
 
     `checkpoint` is a folder or a hub id. `allow_reference` runs layers without a native kernel in NumPy,
-    slowly; `threads` sizes the pool of native threads for the whole process; `progress` is called with (bytes
+    slowly; `activations` "int8" quantizes the inputs of integer weights, which the checkpoint doesn't say, for speed;
+    `threads` sizes the pool of native threads for the whole process; `kv_dtype` ("f32", "bf16", "f16" or
+    "int8") keeps the cache in another way than the checkpoint says; `progress` is called with (bytes
     done, bytes in all) while loading. Not for use by several threads at once. Raises FewbitsError, explained,
     where the checkpoint can't be run faithfully.
     """
@@ -41,13 +47,22 @@ class LLM:
         checkpoint: str | Path,
         *,
         allow_reference: bool = False,
+        activations: Activations = "stored",
         threads: int | None = None,
+        kv_dtype: CacheDtype | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
+        if kv_dtype is not None and kv_dtype not in KV_DTYPES:
+            raise UsageError("usage", f"kv_dtype is one of {', '.join(KV_DTYPES)}, not {kv_dtype!r}")
         self.threads = machine.prepare(threads)
         folder = hub.resolve(checkpoint)
         self._loaded: Loaded = load.load(
-            folder, allow_reference=allow_reference, progress=progress, threads=self.threads
+            folder,
+            allow_reference=allow_reference,
+            progress=progress,
+            threads=self.threads,
+            activations=activations,
+            kv_dtype=kv_dtype,
         )
         self.plan = self._loaded.plan
         self.tokenizer = Tokenizer(self._loaded.checkpoint)

@@ -21,6 +21,7 @@ from fewbits.errors import CheckpointError, UsageError
 
 Array = NDArray[Any]
 
+_BLOCK = 256  # logits whose maximum is looked at first, where the largest are wanted
 GREEDY_BELOW = 1e-5  # temperatures below divide logits into infinities; vLLM's border
 
 
@@ -57,20 +58,37 @@ def adjust(
 
 def distribution(logits: Array, params: SamplingParams) -> Array:
     """Adjusted logits [V] → what is sampled from: probabilities float64 [V]. Temperature must not be 0."""
+    kept, p = _kept(logits, params)
+    whole = np.zeros(len(logits))
+    whole[slice(None) if kept is None else kept] = p
+    return whole
+
+
+def _kept(logits: Array, params: SamplingParams) -> tuple[Array | None, Array]:
+    """Adjusted logits [V] → the tokens that stay, in order (None: all), and their probabilities."""
     scaled = logits / np.float32(params.temperature)
     lowest = -np.inf
     if params.min_p > 0.0:  # p >= min_p * p_max, before the exponential
         lowest = float(scaled.max()) + math.log(params.min_p)
     if 0 < params.top_k < len(scaled):  # tokens equal to the k-th all stay
-        lowest = max(lowest, float(np.partition(scaled, -params.top_k)[-params.top_k]))
-    kept: Any = slice(None) if lowest == -np.inf else np.flatnonzero(scaled >= lowest)
-    p = _softmax(scaled[kept])
+        lowest = max(lowest, _kth_largest(scaled, params.top_k))
+    kept = None if lowest == -np.inf else np.flatnonzero(scaled >= lowest)
+    p = _softmax(scaled if kept is None else scaled[kept])
     if params.top_p < 1.0:
-        p[~_top_p(p, params.top_p)] = 0.0
-        p /= p.sum()
-    whole = np.zeros(len(logits))
-    whole[kept] = p
-    return whole
+        stay = _top_p(p, params.top_p)
+        p[~stay] = 0.0
+        p = (p / p.sum())[stay]
+        kept = np.flatnonzero(stay) if kept is None else kept[stay]
+    return kept, p
+
+
+def _kth_largest(x: Array, k: int) -> float:
+    # k blocks have a number at or above the k-th largest of the blocks' maxima, so that the k-th of all is there too:
+    # few others are.
+    whole = x[: len(x) // _BLOCK * _BLOCK].reshape(-1, _BLOCK)
+    if k < len(whole):
+        x = x[x >= np.partition(whole.max(axis=1), -k)[-k]]
+    return float(np.partition(x, -k)[-k])
 
 
 def _softmax(logits: Array) -> Array:
@@ -86,15 +104,18 @@ def _top_p(p: Array, top_p: float) -> Array:
     Shares are compared in float32, where the usual ties (.05 + .15 against 1 - .8) come out as written. Of
     equally probable tokens the higher ids go first; the best token always stays.
     """
-    # Whatever is below the average of the part that goes lies in that part: only the rest must be sorted.
-    keep = p > (1.0 - top_p) / len(p)
-    candidates = np.flatnonzero(keep)
-    below = 1.0 - p[candidates].sum()
-    ascending = candidates[np.argsort(-p[candidates], kind="stable")][::-1]
-    share = (below + np.cumsum(p[ascending])).astype(np.float32)
-    gone = share <= np.float32(1.0 - top_p)
-    gone[-1:] = False
-    keep[ascending[gone]] = False
+    # Whatever is below the average of the part that goes lies in that part: only the rest must be sorted. Where all are
+    # equal and top_p vanishes beside 1, the average is the best one's.
+    ascending = p[p > min((1.0 - top_p) / len(p), float(np.nextafter(p.max(), 0.0)))]
+    below = 1.0 - ascending.sum()
+    ascending.sort()
+    share = (below + np.cumsum(ascending)).astype(np.float32)
+    gone = min(int(np.searchsorted(share, np.float32(1.0 - top_p), side="right")), len(ascending) - 1)
+    border = ascending[gone]  # the least probable that stays
+    keep: Array = p >= border
+    equals_gone = gone - int(np.searchsorted(ascending, border))
+    if equals_gone:
+        keep[np.flatnonzero(p == border)[-equals_gone:]] = False
     return keep
 
 
@@ -102,7 +123,8 @@ def pick(p: Array, uniform: float) -> int:
     """The token at `uniform` (in [0, 1)) of the cumulative distribution; never one of probability 0."""
     cumulative = np.cumsum(p)
     token = int(np.searchsorted(cumulative, uniform * cumulative[-1], side="right"))
-    return min(token, int(np.flatnonzero(p)[-1]))
+    # The product may round up to the whole.
+    return token if token < len(p) else int(np.flatnonzero(p)[-1])
 
 
 def sample(logits: Array, request: Request) -> int:
@@ -121,4 +143,6 @@ def sample(logits: Array, request: Request) -> int:
     logits = adjust(logits, params, request.prompt_ids, request.output_ids, request.end_ids)
     if params.temperature < GREEDY_BELOW:
         return int(logits.argmax())
-    return pick(distribution(logits, params), request.generator.random())
+    kept, p = _kept(logits, params)
+    token = pick(p, request.generator.random())
+    return token if kept is None else int(kept[token])

@@ -63,11 +63,12 @@ class Kernel:
         return self.name.startswith("reference.")
 
 
-def _row(name: str, op: Op, module: Any) -> Kernel:
-    return Kernel(name, op, module.accepts, module.pack, module.bind, module.nbytes, module.arithmetic)
+def _row(name: str, op: Op, module: Any, accepts: Any = None) -> Kernel:
+    return Kernel(name, op, accepts or module.accepts, module.pack, module.bind, module.nbytes, module.arithmetic)
 
 
 KERNELS = (
+    _row("cpu.dot_int8", "linear", cpu_linear, cpu_linear.accepts_integers),
     _row("cpu.dot_bf16", "linear", cpu_linear),
     _row("cpu.embedding", "embedding", cpu_embedding),
     _row("reference.linear", "linear", reference_linear),

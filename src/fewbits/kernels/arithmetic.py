@@ -16,6 +16,7 @@ class Arithmetic:
     `chain`: the most float32 operations, one on the other's result, between an input and its output.
     `bfloat16_input`: unquantized x is rounded to bfloat16 before the product.
     `int8_dot`: int8 codes of x are multiplied with those of the weight.
+    `row_zero`: zero points of x are multiplied with the weight's row sums apart from the codes.
     `offset`: None where the product takes dequantized weights. Otherwise codes and zero points are multiplied
     apart and meet in the sums; decoding leaves this number in the codes, which the sums of x take out again.
     """
@@ -24,6 +25,7 @@ class Arithmetic:
     bfloat16_input: bool = False
     offset: float | None = None
     int8_dot: bool = False
+    row_zero: bool = False
 
     @property
     def dot(self) -> Dot:

@@ -15,9 +15,9 @@ from typing import Any, Literal, Protocol
 
 from numpy.typing import NDArray
 
-CacheDtype = Literal["f32", "bf16", "f16", "fp8"]
+CacheDtype = Literal["f32", "bf16", "f16", "fp8", "int8"]
 
-CACHE_BYTES: dict[CacheDtype, int] = {"f32": 4, "bf16": 2, "f16": 2, "fp8": 1}
+CACHE_BYTES: dict[CacheDtype, int] = {"f32": 4, "bf16": 2, "f16": 2, "fp8": 1, "int8": 1}
 
 
 @dataclass(slots=True, eq=False)
@@ -46,7 +46,8 @@ class CacheLayer:
     """What one attention layer keeps: per token `heads` keys and values of `width` numbers.
 
     `window` is how far back the layer looks (0: everything). `k_scale`, `v_scale` are set for fp8: one
-    multiplier per head. Layers that are equal but for their scales form a group of the cache.
+    multiplier per head; int8 has one per token and head, which the cache computes and keeps. Layers that are
+    equal but for their scales form a group of the cache.
     """
 
     heads: int
@@ -59,15 +60,17 @@ class CacheLayer:
 
     @property
     def token_bytes(self) -> int:
-        return 2 * self.heads * self.width * CACHE_BYTES[self.dtype]
+        scale_bytes = 4 if self.dtype == "int8" else 0
+        return 2 * self.heads * (self.width * CACHE_BYTES[self.dtype] + scale_bytes)
 
 
 @dataclass(slots=True, eq=False)
 class LayerCache:
-    """The arrays of one layer: float32, uint16 (bf16 and f16 bit patterns) or uint8 (e4m3).
+    """The arrays of one layer: float32, uint16 (bf16 and f16 bit patterns), uint8 (e4m3) or int8.
 
-    Growing replaces `keys` and `values`; whoever keeps addresses asks again when `generation` has changed.
-    `k_scale` and `v_scale` are float32 [kv_heads] for fp8 (value = code x scale), else None.
+    Growing replaces them; whoever keeps addresses asks again when `generation` has changed.
+    value = code x scale: `k_scale` and `v_scale` are float32 [kv_heads] for fp8, [pages, kv_heads, page_size] for
+    int8, where storing an entry sets its scale to max |x| / 127, and None for floats.
     """
 
     keys: NDArray[Any]
@@ -77,6 +80,13 @@ class LayerCache:
     k_scale: NDArray[Any] | None = None
     v_scale: NDArray[Any] | None = None
     generation: int = 0
+
+    def per_entry(self) -> list[NDArray[Any]]:
+        """The arrays [pages, kv_heads, page_size, …], which hold something of every entry."""
+        if self.dtype == "int8":
+            assert self.k_scale is not None and self.v_scale is not None
+            return [self.keys, self.values, self.k_scale, self.v_scale]
+        return [self.keys, self.values]
 
 
 class Cache(Protocol):

@@ -15,6 +15,7 @@ from fewbits.formats import open_format
 from fewbits.formats.resolved import ModuleKind, Resolved, StoredModule
 from fewbits.kernels import Op, choose
 from fewbits.plan import kv_cache
+from fewbits.plan.activations import NOTICE, Activations, with_int8
 from fewbits.plan.modules import expert_parents, group, kind_of
 from fewbits.plan.rows import ExecutedAs, Execution, Family, LoadPlan, Need, Row
 from fewbits.spec import QuantSpec
@@ -27,12 +28,13 @@ _EXPERT = Execution("not_run", "experts aren't computed yet")
 
 
 @paused()
-def plan(checkpoint: Checkpoint, family: Family | None = None) -> LoadPlan:
+def plan(checkpoint: Checkpoint, family: Family | None = None, activations: Activations = "stored") -> LoadPlan:
     """Resolve every module of a checkpoint. Reads no weights; faults are collected in `errors`, not raised.
 
+    `activations` "int8" quantizes the inputs of integer weights that the checkpoint leaves as they are.
     Raises CheckpointError only where the quantization block itself can't be read.
     """
-    return _Planner(checkpoint, family).run()
+    return _Planner(checkpoint, family, activations).run()
 
 
 class _Notices:
@@ -51,8 +53,10 @@ class _Notices:
 
 
 class _Planner:
-    def __init__(self, checkpoint: Checkpoint, family: Family | None) -> None:
+    def __init__(self, checkpoint: Checkpoint, family: Family | None, activations: Activations) -> None:
         self.checkpoint = checkpoint
+        self.activations = activations
+        self._asked: dict[tuple[int, ModuleKind], tuple[Resolved, Resolved]] = {}
         self.plan = LoadPlan(checkpoint=checkpoint)
         self.warnings = _Notices()
         self.errors = _Notices()
@@ -126,7 +130,7 @@ class _Planner:
         def peek(suffix: str) -> Any:
             return None if self.checkpoint.header_only else self._reader.read(f"{name}.{suffix}")
 
-        resolved = self.format.resolve(StoredModule(name, kind, stored, expected, peek))
+        resolved = self._as_asked(name, kind, self.format.resolve(StoredModule(name, kind, stored, expected, peek)))
         for code, text in resolved.notices:
             self.warnings.add(code, name, text)
         # Thousands of modules are alike; a format gives these the same object.
@@ -143,6 +147,17 @@ class _Planner:
         )
         if len(claimed) != len(stored):
             self._unclaimed(name, stored, claimed)
+
+    def _as_asked(self, name: str, kind: ModuleKind, resolved: Resolved) -> Resolved:
+        if self.activations == "stored":
+            return resolved
+        key = (id(resolved), kind)
+        if key not in self._asked:  # what a format gives many modules stays one object, and alive
+            self._asked[key] = (resolved, with_int8(resolved, kind))
+        changed = self._asked[key][1]
+        if changed is not resolved:
+            self.warnings.add("activations-asked", name, NOTICE)
+        return changed
 
     def _execution(self, name: str, kind: ModuleKind, resolved: Resolved, bias: TensorInfo | None) -> Execution:
         need = self.needs.get(name)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -10,8 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fewbits.kernels.arithmetic import Arithmetic
-from fewbits.kernels.cpu.linear import accepts as linear_accepts
-from fewbits.kernels.cpu.linear import kind, per_row
+from fewbits.kernels.cpu.container import Container, codes_of, container, parameters, zeros_of
 from fewbits.kernels.tasks import Run, at_once
 from fewbits.qweight import QLinear
 from fewbits.spec import QuantSpec
@@ -19,60 +20,86 @@ from fewbits.spec import QuantSpec
 Array = NDArray[Any]
 
 _BLOCK = 1 << 20  # bytes copied at a time
-_DTYPES = {"int4": np.uint8, "int8": np.uint8, "bf16": np.uint16, "f16": np.uint16, "f32": np.float32}
+_BYTES = {"int4": 0.5, "int8": 1, "fp4": 0.5, "fp8": 1, "bf16": 2, "f16": 2, "f32": 4}
+
+
+def _container(spec: QuantSpec, shape: tuple[int, int]) -> Container | str:
+    return container(spec.weight, shape)
 
 
 def accepts(spec: QuantSpec, shape: tuple[int, int]) -> str | None:
-    return linear_accepts(spec, shape)
+    if spec.act is not None:
+        return "no quantized input"
+    found = _container(spec, shape)
+    return found if isinstance(found, str) else None
 
 
 def nbytes(spec: QuantSpec, shape: tuple[int, int]) -> int:
-    weight = spec.weight
+    found = _container(spec, shape)
+    assert not isinstance(found, str)
     N, K = shape
-    if not weight.quantized:
-        return N * K * weight.bits // 8
-    row = (K + 1) // 2 if weight.bits == 4 else K
-    groups = weight.blocks_of(shape)[1]
-    return N * (row + 4 * groups * (2 if weight.zero_point != "none" else 1))
+    parameters = 0 if found.scale == "none" else 4 * -(-K // found.group) * (1 + found.zero)
+    return N * (math.ceil(K * _BYTES[found.kind]) + parameters)
 
 
 def arithmetic(spec: QuantSpec, shape: tuple[int, int]) -> Arithmetic:
-    """The difference of code and zero point is exact; its product with the scale is rounded once."""
-    return Arithmetic(chain=1)
-
-
-def pack(table: QLinear, run: Run = at_once) -> Any:
-    """A native Embedding, complete once the tasks that were given to `run` have ended. It refers to its arrays, so
-    these are copies.
+    """The difference of code and zero point is exact; its product with the scale is rounded, and so is a scale that
+    has a second level.
     """
+    return Arithmetic(chain=2 if spec.weight.global_scale else 1)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PackedTable:
+    """A native Embedding, and the input column of each stored one where they are in another order (int64 [K])."""
+
+    rows: Any
+    order: Array | None
+
+
+def pack(table: QLinear, run: Run = at_once) -> PackedTable:
+    """Complete once the tasks that were given to `run` have ended. It refers to copies of what it is given."""
     from fewbits import _native
 
     weight = table.weight
     N, K = weight.shape
-    group_size = weight.spec.block_of(weight.shape)[1] if weight.spec.quantized else K
-    row = (K + 1) // 2 if weight.spec.quantized and weight.spec.bits == 4 else K
-    codes = np.empty((N, row), _DTYPES[kind(weight.spec)])
+    found = _container(QuantSpec(weight.spec), weight.shape)
+    assert not isinstance(found, str)
+    first = codes_of(weight, slice(0, min(N, 1)), found.kind)
+    codes = np.empty((N, first.shape[1]), first.dtype)
 
     def copy(rows: slice) -> None:
-        codes[rows] = weight.codes[rows]
+        codes[rows] = codes_of(weight, rows, found.kind)
 
-    step = max(_BLOCK // max(row * codes.itemsize, 1), 1)
+    step = max(_BLOCK // max(codes.shape[1] * codes.itemsize, 1), 1)
     for begin in range(0, N, step):
-        run(partial(copy, slice(begin, begin + step)))
-    blocks = (per_row(values, weight, slice(0, N)) for values in (weight.scale, weight.zero))
-    scale, zero = (None if values is None else values.copy() for values in blocks)
-    return _native.Embedding(kind(weight.spec), codes, K, scale, zero, min(group_size, K))
+        run(partial(copy, slice(begin, min(begin + step, N))))
+    every = slice(0, N)
+    scale = zero = None
+    if weight.scale is not None:
+        scale = parameters(weight.scale, weight, every).astype(np.float64) * (weight.global_scale or 1.0)
+        scale = scale.astype(np.float32)
+    if found.zero:
+        zeros = zeros_of(weight, every)
+        assert zeros is not None
+        zero = zeros.astype(np.float32) + (8 if found.kind == "int4" else 128)
+    order = None if weight.perm is None else np.array(weight.perm)
+    return PackedTable(_native.Embedding(found.kind, codes, K, scale, zero, found.group), order)
 
 
-def bind(tables: Sequence[Any]) -> Callable[[Array], Array]:
+def bind(tables: Sequence[PackedTable]) -> Callable[[Array], Array]:
     from fewbits import _native
 
     (table,) = tables
-    K, gather, address = table.K, table.rows, _native.address
+    K, gather, address, order = table.rows.K, table.rows.rows, _native.address, table.order
 
     def rows(token_ids: Array) -> Array:
         x = np.empty((len(token_ids), K), np.float32)
         gather(address(token_ids), len(token_ids), address(x))
-        return x
+        if order is None:
+            return x
+        restored = np.empty_like(x)
+        restored[:, order] = x
+        return restored
 
     return rows

@@ -1,8 +1,8 @@
-"""cpu.dot_bf16: weight-only integers of 4 and 8 bits and unquantized weights, times float activations.
+"""cpu.dot_bf16 and cpu.dot_int8: products of packed weights with x, as floats or as integers of eight bits.
 
 The native weight decodes codes on the way into the registers and applies scales to partial sums; its layout
-is drawn in native/gemm/kernel.h. The native module is imported when a weight is packed: planning needs none
-of it.
+is drawn in native/gemm/kernel.h. x is quantized by the native module too, by the reference's formulas. The native
+module is imported when a weight is packed: planning needs none of it.
 """
 
 from __future__ import annotations
@@ -16,90 +16,94 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fewbits.kernels.arithmetic import Arithmetic
+from fewbits.kernels.cpu.container import PANEL_ROWS, Container, codes_of, container, scales_of, zeros_of
+from fewbits.kernels.formulas import formula
 from fewbits.kernels.tasks import Run, at_once
 from fewbits.qweight import QLinear, QWeight
-from fewbits.spec import WHOLE, QuantSpec, WeightSpec
+from fewbits.spec import QuantSpec
 
 Array = NDArray[Any]
 
-PANEL_ROWS = 64  # kPanelRows of native/gemm/kernel.h
-_SPAN = 512  # kSpanCodes there: the products that are summed before they are scaled
-_INT4_OFFSET = 136  # kInt4Offset of native/gemm/gemm_avx512_bf16.cc
+_SPAN = 512  # kSpanCodes of native/gemm/kernel.h: the products that are summed before they are scaled
+_OFFSETS = {"int4": 136, "int8": 128}  # of Bf16 in native/gemm/gemm_avx512_bf16.cc
 _BLOCK = 1 << 19  # bytes of codes packed at a time: read and packed, they stay in a core's cache
-_FLOATS = {"bfloat16": "bf16", "float16": "f16", "float32": "f32"}
-_CODES_PER_WORD = {"int4": 8, "int8": 4, "bf16": 2, "f16": 2, "f32": 1}
+_WITH_ZERO = ("int8_token_asymmetric", "int8_static_asymmetric")
 
 
-def kind(spec: WeightSpec) -> str:
-    """The native name of the codes' kind."""
-    return _FLOATS[spec.number] if spec.kind == "float" else f"int{spec.bits}"
+def _container(spec: QuantSpec, shape: tuple[int, int]) -> Container | str:
+    return container(spec.weight, shape, spec.act.group_size or 0 if spec.act else 0)
+
+
+def _integers(spec: QuantSpec, shape: tuple[int, int]) -> bool:
+    """Whether codes of the weight and of x are both integers."""
+    found = _container(spec, shape)
+    name = formula(spec.act) if spec.act else None
+    return not isinstance(found, str) and found.kind in ("int4", "int8") and (name or "").startswith("int8")
 
 
 def accepts(spec: QuantSpec, shape: tuple[int, int]) -> str | None:
-    weight = spec.weight
-    if spec.act is not None:
-        return "unquantized activations"
-    if not weight.quantized:
-        return None if weight.number in _FLOATS else "floats of 16 or 32 bits"
-    if weight.kind == "float":
-        return "integer codes"
-    return accepts_integers(weight, shape)
-
-
-def accepts_integers(weight: WeightSpec, shape: tuple[int, int]) -> str | None:
-    if weight.bits not in (4, 8):
-        return "codes of 4 or 8 bits"
-    if weight.act_order:
-        return "weights in input order"
-    if weight.zero_point == "float":
-        return "integer zero points"
-    rows, columns = weight.block_of(shape)
-    if rows not in (1, shape[0]) or (rows != 1 and columns != shape[1]):
-        return "blocks of a tensor, a row or a group of a row"
-    if columns < shape[1] and columns % _CODES_PER_WORD[kind(weight)]:
-        return f"groups of a multiple of {_CODES_PER_WORD[kind(weight)]} columns"
+    found = _container(spec, shape)
+    if isinstance(found, str):
+        return found
+    if spec.act is None:
+        return None
+    if formula(spec.act) is None:
+        return "activations whose quantization is defined"
+    if spec.weight.act_order and spec.act.group_size:
+        return "activations in groups beside weights in input order"
     return None
 
 
+def accepts_integers(spec: QuantSpec, shape: tuple[int, int]) -> str | None:
+    return accepts(spec, shape) if _integers(spec, shape) else "integer weights and int8 activations"
+
+
 def nbytes(spec: QuantSpec, shape: tuple[int, int]) -> int:
-    weight = spec.weight
-    rows = -(-shape[0] // PANEL_ROWS) * PANEL_ROWS
-    words = -(-shape[1] // _CODES_PER_WORD[kind(weight)])
-    groups = weight.blocks_of(shape)[1] if weight.quantized else 0
-    return rows * 4 * (words + groups * (2 if weight.zero_point != "none" else 1))
+    found = _container(spec, shape)
+    assert not isinstance(found, str)
+    return found.nbytes(shape)
 
 
 def arithmetic(spec: QuantSpec, shape: tuple[int, int]) -> Arithmetic:
     """Spans of products are summed, then scaled and summed; native/gemm/kernel.h has the order."""
     from fewbits import _native
 
-    weight, K = spec.weight, shape[1]
-    number = kind(weight)
-    group = min(weight.block_of(shape)[1], K) if weight.quantized else K
-    spans = -(-K // group) * -(-group // _SPAN)
-    bfloat16 = _native.tier() == "avx512_bf16" and number in ("int4", "int8", "bf16")
-    return Arithmetic(min(group, _SPAN) + spans, bfloat16, _INT4_OFFSET if bfloat16 and number == "int4" else 0)
+    found = _container(spec, shape)
+    assert not isinstance(found, str)
+    K = shape[1]
+    x_group = min(spec.act.group_size or K, K) if spec.act else K
+    span = min(found.group, x_group, _SPAN)
+    spans = -(-K // found.group) + -(-K // x_group) + -(-K // _SPAN)
+    row_zero = spec.act is not None and formula(spec.act) in _WITH_ZERO
+    if _integers(spec, shape):  # sums of codes are exact
+        return Arithmetic(spans, int8_dot=True, row_zero=row_zero)
+    bfloat16 = _native.tier() == "avx512_bf16" and found.kind not in ("f16", "f32")
+    offset = _OFFSETS.get(found.kind, 0) if bfloat16 else 0
+    apart = found.kind in _OFFSETS
+    return Arithmetic(span + spans, bfloat16, offset if apart else None, row_zero=row_zero)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PackedLinear:
-    """A native PackedWeight and its bias, float32 [N]."""
+    """A native PackedWeight, what else the product takes, and float32 [N] sums of its rows where x has zero points.
+
+    `linear`'s codes aren't looked at any more.
+    """
 
     weight: Any
     bias: Array | None
+    quantizer: dict[str, Any]
+    order: Array | None
+    row_sums: Array | None
 
     @property
     def nbytes(self) -> int:
         return int(self.weight.nbytes)
 
+    def product(self) -> Any:
+        from fewbits import _native
 
-def per_row(blocks: Array | None, weight: QWeight, rows: slice) -> Array | None:
-    """Scales or zero points of some rows, contiguous float32 [rows, groups]."""
-    if blocks is None:
-        return None
-    count = rows.stop - rows.start
-    own = blocks[rows] if weight.spec.block[0] != WHOLE else np.broadcast_to(blocks, (count, blocks.shape[1]))
-    return np.ascontiguousarray(own, np.float32)
+        return _native.Product(self.weight, self.bias, **self.quantizer, order=self.order, row_sums=self.row_sums)
 
 
 def pack(linear: QLinear, run: Run = at_once) -> PackedLinear:
@@ -108,19 +112,47 @@ def pack(linear: QLinear, run: Run = at_once) -> PackedLinear:
 
     weight = linear.weight
     N, K = weight.shape
-    group_size = weight.spec.block_of(weight.shape)[1] if weight.spec.quantized else K
-    packed = _native.PackedWeight(kind(weight.spec), N, K, min(group_size, K), weight.zero is not None)
+    found = _container(linear.spec, weight.shape)
+    assert not isinstance(found, str)
+    packed = _native.PackedWeight(found.kind, N, K, found.group, found.scale, found.shared, found.zero)
+    quantizer = _quantizer(linear)
+    row_sums = np.empty(N, np.float32) if quantizer.get("quantizer") in _WITH_ZERO else None
     panel = PANEL_ROWS * -(-packed.nbytes // N)
     step = max(_BLOCK // panel, 1) * PANEL_ROWS
     for begin in range(0, N, step):
-        run(partial(_fill, packed, weight, slice(begin, min(begin + step, N))))
+        run(partial(_fill, packed, weight, found, slice(begin, min(begin + step, N)), row_sums))
     bias = None if linear.bias is None else np.ascontiguousarray(linear.bias, np.float32)
-    return PackedLinear(packed, bias)
+    order = None if weight.perm is None else np.ascontiguousarray(weight.perm, np.int32)
+    return PackedLinear(packed, bias, quantizer, order, row_sums)
 
 
-def _fill(packed: Any, weight: QWeight, rows: slice) -> None:
-    scale, zero = per_row(weight.scale, weight, rows), per_row(weight.zero, weight, rows)
-    packed.fill(rows.start, np.ascontiguousarray(weight.codes[rows]), scale, zero)
+def _quantizer(linear: QLinear) -> dict[str, Any]:
+    """Keywords of native Product."""
+    keywords: dict[str, Any] = {"multiplier": linear.weight.global_scale or 1.0}
+    act = linear.act
+    if act is None:
+        return keywords
+    keywords["quantizer"] = formula(act)
+    if act.per == "group":
+        keywords["group_size"] = act.group_size
+    if not act.dynamic:
+        if linear.input_scale is None:
+            raise ValueError("a static activation scale is missing")
+        keywords["scale"] = linear.input_scale
+        keywords["zero"] = linear.input_zero or 0
+    if act.global_scale:
+        if linear.input_global_scale is None:
+            raise ValueError("a static activation scale is missing")
+        keywords["global_scale"] = linear.input_global_scale
+    return keywords
+
+
+def _fill(packed: Any, weight: QWeight, found: Container, rows: slice, row_sums: Array | None) -> None:
+    zero = zeros_of(weight, rows) if found.zero else None
+    packed.fill(rows.start, codes_of(weight, rows, found.kind), scales_of(weight, rows, found.scale), zero)
+    if row_sums is not None:
+        values = weight.rows(rows.start, rows.stop).dequantize()
+        row_sums[rows] = values.sum(axis=1) / (weight.global_scale or 1.0)
 
 
 class Runner:
@@ -131,8 +163,7 @@ class Runner:
     def __init__(self, weights: Sequence[PackedLinear]) -> None:
         from fewbits import _native
 
-        gemm = _native.Gemm([packed.weight for packed in weights], [packed.bias for packed in weights])
-        self._run = gemm.run
+        self._run = _native.Gemm([packed.product() for packed in weights]).run
         self._address = _native.address
         self._K = weights[0].weight.K
         self._N = tuple(packed.weight.N for packed in weights)

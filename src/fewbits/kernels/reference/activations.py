@@ -15,6 +15,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from fewbits.kernels.formulas import Formula, formula
 from fewbits.spec import ActSpec
 
 Array = NDArray[Any]
@@ -59,41 +60,20 @@ class Statics:
 Quantizer = Callable[[Array, ActSpec, Statics], Quantized]
 
 
-def quantizer(act: ActSpec) -> Quantizer | str:
-    """The function for a spec, or the sentence why there is none."""
-    number = (act.kind, act.bits, act.exponent, act.mantissa)
-    token = act.dynamic and act.per in ("token", "tensor")
-    static = not act.dynamic and act.per == "tensor"
-    group = act.dynamic and act.per == "group" and bool(act.group_size)
-    shared_exponent = act.scale_dtype == "float8_e8m0fnu"
-    if act.kind == "int" and act.bits == 8 and (token or static):
-        if static:
-            return _int8_static
-        return _int8_token if act.symmetric else _int8_token_asymmetric
-    if act.symmetric and number == ("float", 8, 4, 3):
-        if token or static:
-            return _fp8_token if token else _fp8_static
-        if group:
-            return _mxfp8 if shared_exponent else _fp8_group
-    if act.symmetric and group and number == ("float", 4, 2, 1):
-        if act.global_scale and not shared_exponent:
-            return _nvfp4
-        if shared_exponent and not act.global_scale:
-            return _mxfp4
-    if act.symmetric and group and number == ("float", 6, 2, 3) and shared_exponent:
-        return _mxfp6
-    return f"activations {act} have no definition"
-
-
 def quantize(x: Array, act: ActSpec, statics: Statics = Statics()) -> Quantized:
     """Quantize x, float32 [M, K]. Raises ValueError for a spec without definition."""
-    function = quantizer(act)
-    if isinstance(function, str):
-        raise ValueError(function)
+    name = formula(act)
+    if name is None:
+        raise ValueError(undefined(act))
     # A row of infinities or of nothing is the caller's to judge; NumPy's warnings would only hide where it
     # began.
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        return function(x, act, statics)
+        return _QUANTIZERS[name](x, act, statics)
+
+
+def undefined(act: ActSpec) -> str:
+    """The sentence why a spec can't run."""
+    return f"activations {act} have no definition"
 
 
 def _absmax(x: Array) -> Array:
@@ -137,6 +117,13 @@ def _int8_token(x: Array, act: ActSpec, statics: Statics) -> Quantized:
     return Quantized(_to_int8(x * inverse), scale, x.shape[1])
 
 
+def _int8_group(x: Array, act: ActSpec, statics: Statics) -> Quantized:
+    grouped, size, largest = _grouped(x, act)
+    scale = largest / np.float32(127)
+    inverse = np.where(largest > 0, np.float32(127) / largest, np.float32(0))
+    return Quantized(_flat(_to_int8(grouped * inverse[:, :, np.newaxis]), x.shape[1]), scale, size)
+
+
 def _int8_token_asymmetric(x: Array, act: ActSpec, statics: Statics) -> Quantized:
     # The range isn't extended to 0, so the zero point may lie far outside of int8.
     low, high = x.min(axis=1, keepdims=True), x.max(axis=1, keepdims=True)
@@ -152,8 +139,11 @@ def _int8_token_asymmetric(x: Array, act: ActSpec, statics: Statics) -> Quantize
 
 def _int8_static(x: Array, act: ActSpec, statics: Statics) -> Quantized:
     scale = _constant(x, statics.scale)
-    if act.symmetric:
-        return Quantized(_to_int8(x / scale), scale, x.shape[1])
+    return Quantized(_to_int8(x / scale), scale, x.shape[1])
+
+
+def _int8_static_asymmetric(x: Array, act: ActSpec, statics: Statics) -> Quantized:
+    scale = _constant(x, statics.scale)
     zero = _constant(x, statics.zero)
     whole = np.clip(np.rint(x * (np.float32(1) / scale)), -(2.0**31), 2.0**31 - 1)
     return Quantized(_to_int8(whole + zero), scale, x.shape[1], zero)
@@ -215,3 +205,19 @@ def _mxfp8(x: Array, act: ActSpec, statics: Statics) -> Quantized:
     scale = np.ldexp(np.float32(1), exponent - 127)
     codes = _round(grouped / scale[:, :, np.newaxis], ml_dtypes.float8_e4m3fn, E4M3_MAX)
     return Quantized(_flat(codes, x.shape[1]), scale, size)
+
+
+_QUANTIZERS: dict[Formula, Quantizer] = {
+    "int8_token": _int8_token,
+    "int8_token_asymmetric": _int8_token_asymmetric,
+    "int8_static": _int8_static,
+    "int8_static_asymmetric": _int8_static_asymmetric,
+    "int8_group": _int8_group,
+    "fp8_token": _fp8_token,
+    "fp8_static": _fp8_static,
+    "fp8_group": _fp8_group,
+    "nvfp4": _nvfp4,
+    "mxfp4": _mxfp4,
+    "mxfp6": _mxfp6,
+    "mxfp8": _mxfp8,
+}

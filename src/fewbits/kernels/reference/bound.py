@@ -6,8 +6,9 @@ takes as r(x), and codes q, zero points z and scales s where these are multiplie
     |y - exact| <= (chain + 8) u (|x| |W|^T + |x| ((2 |z| + offset) s)^T)
                    + |x - r(x)| |W|^T + 2 u (|exact| + |bias|) + what is flushed below 2^-126
 
-since |q| s <= |W| + |z| s. The 8 covers the few operations outside of the sums, and the squares of u. Where a sum may
-leave float32's range the bound is infinite.
+since |q| s <= |W| + |z| s, and likewise 2 |zx| sx beside |x| where x has codes and zero points of its own. The 8 covers
+the few operations outside of the sums, and the squares of u. Where a sum may leave float32's range the bound is
+infinite.
 """
 
 from __future__ import annotations
@@ -46,11 +47,16 @@ class Part(NamedTuple):
 def product_parts(linear: QLinear, x: Array, arithmetic: Arithmetic) -> Iterator[Part]:
     """x float32 [M, K] times the weight, a bounded number of weights at a time."""
     inputs = x.astype(np.float64)
+    apart = np.zeros((len(x), 1))
     if linear.act is not None:
-        inputs = quantize(x, linear.act, statics(linear)).values()
+        quantized = quantize(x, linear.act, statics(linear))
+        inputs = quantized.values()
+        if arithmetic.row_zero and quantized.zero is not None:
+            # Codes and zero points of x meet in the sums: as much as the codes' own products may be off.
+            apart = 2 * np.abs(quantized.zero.astype(np.float64) * quantized.scale)
     sizes = np.abs(inputs)
     relative = (arithmetic.chain + 8) * UNIT
-    allowed = relative * sizes
+    allowed = relative * (sizes + apart)
     if arithmetic.bfloat16_input and linear.act is None:
         rounded = x.astype(ml_dtypes.bfloat16).astype(np.float64)
         rounded[np.abs(rounded) < SMALLEST] = 0
@@ -84,6 +90,8 @@ def row_parts(table: QLinear, token_ids: Array, arithmetic: Arithmetic) -> Itera
 
 def _block_sums(sizes: Array, weight: QWeight) -> Array:
     """Sums of |x| over the columns of each block, [M, groups]."""
+    if weight.perm is not None:
+        sizes = sizes[:, weight.perm]
     columns = weight.spec.block_of(weight.shape)[1]
     sums: Array = np.add.reduceat(sizes, np.arange(0, weight.shape[1], columns), axis=1)
     return sums
@@ -91,10 +99,10 @@ def _block_sums(sizes: Array, weight: QWeight) -> Array:
 
 def _apart(weight: QWeight, offset: float) -> Array:
     """(2 |z| + offset) s of each block, [rows, groups], or [1, groups] where all rows share theirs."""
-    assert weight.scale is not None and weight.perm is None
+    assert weight.scale is not None
     size = np.full(weight.scale.shape, float(offset))
     if weight.zero is not None:
         size += 2 * np.abs(weight.zero.astype(np.float64) - (1 << (weight.spec.bits - 1)))
-    size *= weight.scale.astype(np.float64)
+    size *= weight.scale.astype(np.float64) * (weight.global_scale or 1.0)
     height = weight.spec.block[0]
-    return np.repeat(size, height, axis=0)[: weight.shape[0]] if height > 1 else size
+    return size[np.arange(weight.shape[0]) // height] if height > 1 else size

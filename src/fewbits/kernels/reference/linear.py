@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fewbits.kernels.arithmetic import Arithmetic
-from fewbits.kernels.reference.activations import Statics, quantize, quantizer
+from fewbits.kernels.formulas import formula
+from fewbits.kernels.reference.activations import Statics, quantize, undefined
 from fewbits.kernels.tasks import Run, at_once
 from fewbits.qweight import QLinear, QWeight
 from fewbits.spec import ActSpec, QuantSpec
@@ -28,10 +29,8 @@ def accepts(spec: QuantSpec, shape: tuple[int, int]) -> str | None:
             return f"{weight.number} codes have no definition"
         if weight.kind != "float" and not 1 <= weight.bits <= 8:
             return "integer codes of 1 to 8 bits"
-    if spec.act is not None:
-        function = quantizer(spec.act)
-        if isinstance(function, str):
-            return function
+    if spec.act is not None and formula(spec.act) is None:
+        return undefined(spec.act)
     return None
 
 

@@ -20,6 +20,7 @@ _CACHE_DTYPES = {
     "bf16": ml_dtypes.bfloat16,
     "f16": np.float16,
     "fp8": ml_dtypes.float8_e4m3fn,
+    "int8": np.int8,
 }
 
 
@@ -68,8 +69,13 @@ class Attention:
         q[:] = self._rotated(q, spec.heads, spec.q_norm, step).reshape(q.shape)
         keys = self._rotated(k, spec.kv_heads, spec.k_norm, step).astype(np.float32)
         page, row = np.divmod(step.batch.slots, cache.page_size)
-        cache.keys[page, :, row] = _stored(keys, cache, cache.k_scale)
-        cache.values[page, :, row] = _stored(v.reshape(keys.shape), cache, cache.v_scale)
+        for x, array, scale in ((keys, cache.keys, cache.k_scale), (v, cache.values, cache.v_scale)):
+            entries = x.reshape(keys.shape)
+            if cache.dtype == "int8":
+                assert scale is not None
+                array[page, :, row], scale[page, :, row] = _quantized(entries)
+            else:
+                array[page, :, row] = _stored(entries, cache, scale)
 
     def _rotated(self, x: Array, heads: int, norm: Array | None, step: Step) -> Array:
         spec = self.spec
@@ -137,12 +143,31 @@ def _stored(x: Array, cache: LayerCache, scale: Array | None) -> Array:
     return x.astype(_CACHE_DTYPES[cache.dtype]).view(cache.keys.dtype)
 
 
+def _quantized(x: Array) -> tuple[Array, Array]:
+    """x float32 [T, kv_heads, D] as int8 codes and their scales [T, kv_heads].
+
+    A scale is max |x| / 127, 0 where that would be subnormal, and NaN where a number isn't finite.
+    """
+    finite = np.asarray(np.isfinite(x).all(axis=2))
+    wide = np.where(finite[..., np.newaxis], x, np.float32(0))
+    scale = np.abs(wide).max(axis=2) / np.float32(127)
+    scale[scale < np.finfo(np.float32).tiny] = 0
+    codes = np.rint(wide / np.where(scale == 0, np.float32(np.inf), scale)[..., np.newaxis])
+    return codes.astype(np.int8), np.where(finite, scale, np.float32(np.nan))
+
+
 def _gathered(array: Array, pages: Array, length: int, cache: LayerCache, scale: Array | None) -> Array:
     """The first `length` entries of a sequence, float64 [kv_heads, length, D]."""
-    codes = array[pages].view(_CACHE_DTYPES[cache.dtype])
-    entries = codes.swapaxes(0, 1).reshape(codes.shape[1], -1, codes.shape[3])[:, :length]
-    wide: Array = entries.astype(np.float64)
-    return wide if scale is None else wide * scale[:, np.newaxis, np.newaxis].astype(np.float64)
+
+    def in_order(paged: Array) -> Array:
+        chosen = paged[pages].swapaxes(0, 1)
+        return chosen.reshape(chosen.shape[0], -1, *chosen.shape[3:])[:, :length]
+
+    wide: Array = in_order(array.view(_CACHE_DTYPES[cache.dtype])).astype(np.float64)
+    if scale is None:
+        return wide
+    scales = in_order(scale) if cache.dtype == "int8" else scale[:, np.newaxis]
+    return wide * scales[..., np.newaxis].astype(np.float64)
 
 
 def _silu_mul(gate: Array, up: Array) -> Array:

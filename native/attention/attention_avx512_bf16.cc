@@ -1,0 +1,119 @@
+// Attention on the bf16 dot product, for caches whose codes are exact in bf16. Numbers go in pairs,
+// as VDPBF16PS takes them: of channels for q k^T, of positions for the values. The order of
+// accumulation is that of attention.h.
+//
+// Few rows use keys and values as soon as they are paired, in registers. For many rows they are
+// paired once per chunk, into
+//
+//     key_scratch    blocks of 64 positions   [pair of channels][64 positions]
+//     value_scratch  [pair of positions][stride channels]
+//
+// and rows take turns in groups: a block of keys or values and the scores of a group stay in the
+// first-level cache.
+#include "attention/append.h"
+#include "attention/bf16_scores.h"
+#include "attention/bf16_values.h"
+#include "attention/kernel.h"
+
+namespace fewbits {
+namespace {
+
+// Scores of at most kRowGroup rows become weights; then `weigh` adds the values, and the rows join
+// their total.
+template <typename Weigh>
+FEWBITS_INLINE void finish_rows(const AttendChunk& chunk, int row, int rows, Weigh weigh) {
+  float maxima[kRowGroup], sums[kRowGroup];
+  for (int r = 0; r < rows; ++r) weights_of_row(chunk, row + r, maxima[r], sums[r]);
+  const int64_t start = static_cast<int64_t>(row) * chunk.stride;
+  float* accumulator = chunk.accumulator_scratch + start;
+  for (int i = 0; i < rows * chunk.stride; i += kLanes) store(accumulator + i, zero());
+  weigh();
+  const Running& total = chunk.total;
+  merge_parts({total.maximum + row, total.sum + row, total.accumulator + start},
+              {maxima, sums, accumulator}, rows, chunk.stride);
+}
+
+template <CacheKind kind, int Rows>
+void attend_few_pairs(const AttendChunk& chunk) {
+  score_few<kind, Rows>(chunk);
+  finish_rows(chunk, 0, Rows, [&] {
+    const CachedValues<kind> values{chunk.values, chunk.D, chunk.end};
+    weigh_shared<Rows>(chunk, values, 0, chunk.begin / 2 * 2, chunk.end);
+  });
+}
+
+template <CacheKind kind>
+void attend_many_pairs(const AttendChunk& chunk) {
+  pair_keys<kind>(chunk);
+  pair_values<kind>(chunk);
+  const int begin = chunk.begin / kLanes * kLanes;
+  for (int group = 0; group < chunk.rows; group += kRowGroup) {
+    const int rows = chunk.rows - group < kRowGroup ? chunk.rows - group : kRowGroup;
+    int last[kRowGroup] = {};  // of what a tile's rows see
+    for (int r = 0; r < rows; ++r) {
+      int& of_tile = last[r / kRowTile];
+      if (chunk.last[group + r] > of_tile) of_tile = chunk.last[group + r];
+    }
+    // Calls tile(RowCount<n>, row, first, end) for every block of keys and tile that sees it.
+    const auto each_block = [&](auto tile) {
+      for (int first = begin; first < chunk.end;) {
+        const int block_end = (first / kKeyBlock + 1) * kKeyBlock;
+        for_tiles(rows, [&](auto count, int row) {
+          const int seen = last[row / kRowTile];
+          const int end = seen < block_end ? seen : block_end;
+          if (first < end) tile(count, group + row, first, end);
+        });
+        first = block_end;
+      }
+    };
+    each_block([&](auto count, int row, int first, int end) {
+      score_block<count.value>(chunk, row, first, end);
+    });
+    finish_rows(chunk, group, rows, [&] {
+      each_block([&](auto count, int row, int first, int end) {
+        weigh_shared<count.value>(chunk, PairedValues{chunk}, row, first, end);
+      });
+    });
+  }
+}
+
+template <CacheKind kind>
+void attend_pairs(const AttendChunk& chunk) {
+  switch (chunk.rows) {
+    case 1:
+      return attend_few_pairs<kind, 1>(chunk);
+    case 2:
+      return attend_few_pairs<kind, 2>(chunk);
+    case 3:
+      return attend_few_pairs<kind, 3>(chunk);
+    case 4:
+      return attend_few_pairs<kind, 4>(chunk);
+    default:
+      return attend_many_pairs<kind>(chunk);
+  }
+}
+
+void attend_chunk_bf16(const AttendChunk& chunk) {
+  switch (chunk.kind) {
+    case CacheKind::bf16:
+      return attend_pairs<CacheKind::bf16>(chunk);
+    case CacheKind::fp8:
+      return attend_pairs<CacheKind::fp8>(chunk);
+    case CacheKind::int8:
+      return attend_pairs<CacheKind::int8>(chunk);
+    case CacheKind::f32:
+      return attend_chunk<CacheKind::f32>(chunk);
+    case CacheKind::f16:
+      return attend_chunk<CacheKind::f16>(chunk);
+  }
+}
+
+}  // namespace
+
+const AttentionKernels& attention_kernels_avx512_bf16() {
+  static constexpr AttentionKernels kernels = {prepare_queries, attend_chunk_bf16, merge_parts,
+                                               append_tokens};
+  return kernels;
+}
+
+}  // namespace fewbits

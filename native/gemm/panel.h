@@ -1,0 +1,316 @@
+// The pass of a panel over prepared rows of x, the same for all tiers with vector registers.
+//
+// A tier's `Dot` says what one step is:
+//
+//   kLanes, kTiles     rows of the panel in a register, registers of words that are taken at once
+//   kMaxRows           rows of x whose sums fit the registers beside those
+//   kRowsBesideWords   and beside the words that they were decoded from
+//   decoding_rows<kind>     rows of x that are taken at once while codes are decoded into registers
+//   decode_once_rows<kind>  from this many rows on, codes are decoded into memory once instead
+//   Words, Operand, Sum, Float
+//   load_words(p), load_operand(p), store_operand(p, operand), broadcast(x)
+//   steps<kind>        operands of a word
+//   offset<kind>       what decoding leaves in a code, and in the totals if it isn't taken out
+//   decode<kind, step>(words), dot(sum, operand, x), zero(), to_float(sum)
+//   load, store, set1, mul, fmadd, fnmadd   on Float
+#pragma once
+
+#include <immintrin.h>
+
+#include "gemm/kernel.h"
+#include "gemm/numbers.h"
+
+#define FEWBITS_INLINE static inline __attribute__((always_inline))
+#define FEWBITS_MEMBER inline __attribute__((always_inline))
+
+namespace fewbits {
+namespace {
+
+// Weights are read far enough ahead to hide the latency of memory, across the end of a panel into
+// the next.
+constexpr int kPrefetchWords = 16;
+constexpr int kLineRows = 16;  // rows of a panel in a cache line
+
+// With groups of at most this many codes it pays to keep totals in registers, and so to take fewer
+// rows at once: they are changed every few products.
+constexpr int kSmallGroup = 32;
+constexpr int kRowsWithTotals = 3;
+
+// Some spans of a panel. `words` and `operands` begin at the first word of the first span, `scale`
+// and `offset` at its group.
+struct Block {
+  const Span* begin;
+  const Span* end;
+  int64_t first_span;
+  const uint32_t* words;     // of the weight, or
+  const uint32_t* operands;  // decoded: [word][step][64]
+  const float* scale;        // [groups][64]
+  const float* offset;       // [groups][64], where the kind has sums
+};
+
+// Zero points and what decoding leaves in a code are taken out by the sums of x.
+constexpr bool has_sums(WeightKind kind) {
+  return kind == WeightKind::int4 || kind == WeightKind::int8;
+}
+
+template <class Dot, WeightKind kind, int rows, int step = 0>
+FEWBITS_INLINE void multiply_word(const typename Dot::Words (&words)[Dot::kTiles],
+                                  const uint32_t* x, int64_t x_stride,
+                                  typename Dot::Sum (&sum)[rows][Dot::kTiles]) {
+  typename Dot::Operand weights[Dot::kTiles];
+  for (int t = 0; t < Dot::kTiles; ++t) weights[t] = Dot::template decode<kind, step>(words[t]);
+  for (int m = 0; m < rows; ++m) {
+    const typename Dot::Operand value = Dot::broadcast(x + m * x_stride + step);
+    for (int t = 0; t < Dot::kTiles; ++t) sum[m][t] = Dot::dot(sum[m][t], weights[t], value);
+  }
+  if constexpr (step + 1 < Dot::template steps<kind>) {
+    multiply_word<Dot, kind, rows, step + 1>(words, x, x_stride, sum);
+  }
+}
+
+// One word of every row of a strip.
+template <class Dot, WeightKind kind, int rows>
+FEWBITS_INLINE void multiply_line(const uint32_t* line, const uint32_t* x, int64_t x_stride, int n,
+                                  typename Dot::Sum (&sum)[rows][Dot::kTiles]) {
+  // The first strip fetches for all: a pass over some lines of every four is what the hardware
+  // doesn't foresee.
+  for (int row = 0; n == 0 && row < kPanelRows; row += kLineRows) {
+    _mm_prefetch(line + row + kPrefetchWords * kPanelRows, _MM_HINT_T0);
+  }
+  typename Dot::Words words[Dot::kTiles];
+  for (int t = 0; t < Dot::kTiles; ++t) {
+    words[t] = Dot::load_words(line + t * Dot::kLanes);
+    // Else GCC loads the words anew for each step, where sums leave registers for them.
+    if constexpr (rows <= Dot::kRowsBesideWords) asm("" : "+v"(words[t]));
+  }
+  multiply_word<Dot, kind, rows>(words, x, x_stride, sum);
+}
+
+// The words [begin, end) of a block, at least one, times `rows` rows of x.
+template <class Dot, WeightKind kind, bool decoded, int rows>
+FEWBITS_INLINE void multiply_span(const Block& block, int64_t begin, int64_t end, const uint32_t* x,
+                                  int64_t x_stride, int n,
+                                  typename Dot::Sum (&sum)[rows][Dot::kTiles]) {
+  constexpr int kSteps = Dot::template steps<kind>;
+  const uint32_t* line =
+      (decoded ? block.operands + begin * kSteps * kPanelRows : block.words + begin * kPanelRows) +
+      n;
+  const uint32_t* const last = line + (end - begin) * (decoded ? kSteps : 1) * kPanelRows;
+  x += begin * kSteps;
+  // The loop's first pass is unconditional: with a way around it GCC keeps the sums in memory.
+  do {
+    if constexpr (decoded) {
+      typename Dot::Operand weights[Dot::kTiles];
+      for (int t = 0; t < Dot::kTiles; ++t) {
+        weights[t] = Dot::load_operand(line + t * Dot::kLanes);
+      }
+      for (int m = 0; m < rows; ++m) {
+        const typename Dot::Operand value = Dot::broadcast(x + m * x_stride);
+        for (int t = 0; t < Dot::kTiles; ++t) sum[m][t] = Dot::dot(sum[m][t], weights[t], value);
+      }
+      ++x;
+    } else {
+      multiply_line<Dot, kind, rows>(line, x, x_stride, n, sum);
+      x += kSteps;
+    }
+    line += kPanelRows;
+  } while (line < last);
+}
+
+// What the spans of a block add to the totals of `rows` rows of x, kept in registers where they are
+// few; for the strip of the panel that starts at row n.
+template <class Dot, WeightKind kind, bool scaled, int rows>
+struct Totals {
+  using Float = typename Dot::Float;
+  static constexpr bool kKept = rows <= kRowsWithTotals;
+
+  const Block& block;
+  const float *sums, *scales;
+  int64_t stride;
+  float* memory;
+  int n;
+  Float kept[kKept ? rows : 1][Dot::kTiles];
+
+  FEWBITS_MEMBER Totals(const Block& b, const GemmInput& in, int64_t m, int strip, float* totals)
+      : block(b), stride(in.span_stride), memory(totals + m * kPanelRows + strip), n(strip) {
+    if constexpr (has_sums(kind)) sums = in.sums + m * stride + block.first_span;
+    if constexpr (scaled) scales = in.scales + m * stride + block.first_span;
+    for (int i = 0; kKept && i < rows; ++i) {
+      for (int t = 0; t < Dot::kTiles; ++t) kept[i][t] = Dot::load(place(i, t));
+    }
+  }
+
+  FEWBITS_MEMBER float* place(int i, int t) const {
+    return memory + i * kPanelRows + t * Dot::kLanes;
+  }
+
+  FEWBITS_MEMBER void add(const Span* span, const typename Dot::Sum (&sum)[rows][Dot::kTiles]) {
+    const int64_t group = int64_t{span->group - block.begin->group} * kPanelRows + n;
+    for (int t = 0; t < Dot::kTiles; ++t) {
+      const Float scale = Dot::load(block.scale + group + t * Dot::kLanes);
+      Float offset;
+      if constexpr (has_sums(kind)) offset = Dot::load(block.offset + group + t * Dot::kLanes);
+      for (int i = 0; i < rows; ++i) {
+        Float partial = Dot::to_float(sum[i][t]);
+        if constexpr (has_sums(kind)) {
+          partial = Dot::fnmadd(offset, Dot::set1(sums[i * stride]), partial);
+        }
+        if constexpr (scaled) partial = Dot::mul(partial, Dot::set1(scales[i * stride]));
+        if constexpr (kKept) {
+          kept[i][t] = Dot::fmadd(scale, partial, kept[i][t]);
+        } else {
+          Dot::store(place(i, t), Dot::fmadd(scale, partial, Dot::load(place(i, t))));
+        }
+      }
+    }
+    if constexpr (has_sums(kind)) ++sums;
+    if constexpr (scaled) ++scales;
+  }
+
+  FEWBITS_MEMBER void store() const {
+    for (int i = 0; kKept && i < rows; ++i) {
+      for (int t = 0; t < Dot::kTiles; ++t) Dot::store(place(i, t), kept[i][t]);
+    }
+  }
+};
+
+// A block times `rows` rows of x, from row m on, for the strip of the panel that starts at row n.
+// `scaled`: x has a scale for every span.
+template <class Dot, WeightKind kind, bool decoded, bool scaled, int rows>
+__attribute__((noinline)) static void multiply(const Block& block, const GemmInput& in, int64_t m,
+                                               int n, float* memory) {
+  constexpr int kSteps = Dot::template steps<kind>;
+  const int64_t first_word = block.begin->word_begin;
+  const uint32_t* x = in.values + m * in.value_stride + first_word * kSteps;
+  Totals<Dot, kind, scaled, rows> totals(block, in, m, n, memory);
+  const Span* span = block.begin;
+  if constexpr (rows == 1 && !decoded && kSteps > 1) {
+    // A single row has a sum for each tile, to which products are added one after the other: too
+    // few to hide how long each takes. Two spans have twice as many.
+    for (; block.end - span >= 2; span += 2) {
+      const int64_t words = span->word_end - span->word_begin;
+      if (span[1].word_end - span[1].word_begin != words) break;
+      typename Dot::Sum first[rows][Dot::kTiles], second[rows][Dot::kTiles];
+      for (int i = 0; i < rows; ++i) {
+        for (int t = 0; t < Dot::kTiles; ++t) first[i][t] = second[i][t] = Dot::zero();
+      }
+      const int64_t begin = span->word_begin - first_word;
+      const uint32_t* line = block.words + begin * kPanelRows + n;
+      const uint32_t* const last = line + words * kPanelRows;
+      const uint32_t* value = x + begin * kSteps;
+      do {
+        multiply_line<Dot, kind, rows>(line, value, in.value_stride, n, first);
+        multiply_line<Dot, kind, rows>(line + words * kPanelRows, value + words * kSteps,
+                                       in.value_stride, n, second);
+        value += kSteps;
+        line += kPanelRows;
+      } while (line < last);
+      totals.add(span, first);
+      totals.add(span + 1, second);
+    }
+  }
+  for (; span < block.end; ++span) {
+    typename Dot::Sum sum[rows][Dot::kTiles];
+    for (int i = 0; i < rows; ++i) {
+      for (int t = 0; t < Dot::kTiles; ++t) sum[i][t] = Dot::zero();
+    }
+    multiply_span<Dot, kind, decoded, rows>(block, span->word_begin - first_word,
+                                            span->word_end - first_word, x, in.value_stride, n,
+                                            sum);
+    totals.add(span, sum);
+  }
+  totals.store();
+}
+
+template <class Dot, WeightKind kind, bool decoded, bool scaled, int rows>
+FEWBITS_INLINE void multiply_strips(const Block& block, const GemmInput& in, int64_t m,
+                                    float* totals) {
+  for (int n = 0; n < kPanelRows; n += Dot::kTiles * Dot::kLanes) {
+    multiply<Dot, kind, decoded, scaled, rows>(block, in, m, n, totals);
+  }
+}
+
+// All rows, the most at once that `at_once` and the registers allow; padding rows may take part.
+template <class Dot, WeightKind kind, bool decoded, bool scaled>
+static void multiply_rows(const Block& block, const GemmInput& in, int64_t rows, int at_once,
+                          float* totals) {
+  for (int64_t m = 0; m < rows;) {
+    const int64_t left = rows - m;
+    if (at_once <= kRowsWithTotals && left >= 3) {
+      multiply_strips<Dot, kind, decoded, scaled, 3>(block, in, m, totals);
+      m += 3;
+    } else if (Dot::kMaxRows >= 6 && at_once >= 6 && (left > 8 || left == 6 || left == 5)) {
+      multiply_strips<Dot, kind, decoded, scaled, Dot::kMaxRows >= 6 ? 6 : 1>(block, in, m, totals);
+      m += 6;
+    } else if (at_once >= 4 && left > 2) {
+      multiply_strips<Dot, kind, decoded, scaled, 4>(block, in, m, totals);
+      m += 4;
+    } else if (left > 1) {
+      multiply_strips<Dot, kind, decoded, scaled, 2>(block, in, m, totals);
+      m += 2;
+    } else {
+      multiply_strips<Dot, kind, decoded, scaled, 1>(block, in, m, totals);
+      m += 1;
+    }
+  }
+}
+
+template <class Dot, WeightKind kind, int step = 0>
+FEWBITS_INLINE void decode_word(typename Dot::Words word, uint32_t* operands) {
+  Dot::store_operand(operands + step * kPanelRows, Dot::template decode<kind, step>(word));
+  if constexpr (step + 1 < Dot::template steps<kind>)
+    decode_word<Dot, kind, step + 1>(word, operands);
+}
+
+template <class Dot, WeightKind kind, bool scaled>
+static void panel(const GemmPanel& p, const GemmInput& in, int64_t rows, float* totals) {
+  constexpr int kSteps = Dot::template steps<kind>;
+  constexpr int kCodes = codes_per_word(kind);
+  alignas(64) float scales[kBlockSpans * kPanelRows];
+  alignas(64) float offsets[kBlockSpans * kPanelRows];
+  for (int64_t begin = 0; begin < p.list.count;) {
+    const int64_t end = span_block_end(p.list, begin, kCodes);
+    const Span* const spans = p.list.spans;
+    const int64_t word = spans[begin].word_begin, words = spans[end - 1].word_end - word;
+    const int64_t group = spans[begin].group, groups = spans[end - 1].group + 1 - group;
+    Block block{spans + begin, spans + end, begin,  p.words + word * kPanelRows,
+                nullptr,       scales,      offsets};
+    if (p.scale_kind == ScaleKind::f32 && !p.shared) {
+      block.scale = static_cast<const float*>(p.scale) + group * kPanelRows;
+    } else {
+      widen_scales(p.scale_kind, p.scale, p.shared, group, groups, scales);
+    }
+    if constexpr (has_sums(kind)) {
+      const int8_t* zero = p.zero ? p.zero + group * kPanelRows : nullptr;
+      for (int64_t i = 0; i < groups * kPanelRows; ++i) {
+        offsets[i] = Dot::template offset<kind> + (zero ? static_cast<float>(zero[i]) : 0.0f);
+      }
+    }
+    const bool small = (words / (end - begin)) * kCodes <= kSmallGroup;
+    begin = end;
+    if constexpr (kSteps > 1) {
+      if (rows >= Dot::template decode_once_rows<kind>) {
+        alignas(64) uint32_t operands[kSpanCodes / kCodes * kSteps * kPanelRows];
+        for (int64_t i = 0; i < words * kPanelRows; i += Dot::kLanes) {
+          const int64_t kw = i / kPanelRows, n = i % kPanelRows;
+          decode_word<Dot, kind>(Dot::load_words(block.words + i),
+                                 operands + kw * kSteps * kPanelRows + n);
+        }
+        block.operands = operands;
+        multiply_rows<Dot, kind, true, scaled>(block, in, rows,
+                                               small ? kRowsWithTotals : Dot::kMaxRows, totals);
+        continue;
+      }
+    }
+    constexpr int kAtOnce = kSteps > 1 ? Dot::template decoding_rows<kind> : Dot::kMaxRows;
+    multiply_rows<Dot, kind, false, scaled>(block, in, rows, kAtOnce, totals);
+  }
+}
+
+template <class Dot, WeightKind kind>
+static void panel_of(const GemmPanel& p, const GemmInput& in, int64_t rows, float* totals) {
+  (in.scales ? panel<Dot, kind, true> : panel<Dot, kind, false>)(p, in, rows, totals);
+}
+
+}  // namespace
+}  // namespace fewbits

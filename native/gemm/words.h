@@ -1,0 +1,111 @@
+// The words of a prepared row of x, and the table of a tier's kernels. kernel.h says which values
+// a word holds.
+#pragma once
+
+#include "gemm/numbers.h"
+#include "gemm/panel.h"
+
+namespace fewbits {
+namespace {
+
+constexpr int kSums = 16;
+
+inline float add_up(float (&lane)[kSums]) {
+  for (int width = kSums / 2; width > 0; width /= 2) {
+    for (int j = 0; j < width; ++j) lane[j] += lane[j + width];
+  }
+  return lane[0];
+}
+
+// `bulk` may prepare some of the columns from the first one on, whole words of the weight, and
+// says how many.
+struct WordByWord {
+  template <int codes, int stride>
+  static int64_t bulk(const float*, int64_t, uint32_t*) {
+    return 0;
+  }
+};
+
+struct FloatWords : WordByWord {
+  template <int stride>
+  static uint32_t word(const float* x) {
+    return to_bits(x[0]);
+  }
+  static float sum(const uint32_t* words, int64_t count) {
+    // Sums side by side: one chain of additions would take as long as a small product.
+    float lane[kSums] = {};
+    int64_t i = 0;
+    for (; i + kSums <= count; i += kSums) {
+      for (int j = 0; j < kSums; ++j) lane[j] += from_bits(words[i + j]);
+    }
+    for (; i < count; ++i) lane[i % kSums] += from_bits(words[i]);
+    return add_up(lane);
+  }
+};
+
+// NaN is no integer; the scale of x says that it was there.
+inline int as_integer(float value) { return value == value ? static_cast<int>(value) : 0; }
+
+struct Int16Words : WordByWord {
+  template <int stride>
+  static uint32_t word(const float* x) {
+    return static_cast<uint16_t>(as_integer(x[0])) | static_cast<uint32_t>(as_integer(x[stride]))
+                                                         << 16;
+  }
+  static float sum(const uint32_t* words, int64_t count) {
+    int32_t sum = 0;
+    for (int64_t i = 0; i < count; ++i) {
+      sum += static_cast<int16_t>(words[i]) + (static_cast<int32_t>(words[i]) >> 16);
+    }
+    return static_cast<float>(sum);
+  }
+};
+
+struct Int8Words : WordByWord {
+  template <int stride>
+  static uint32_t word(const float* x) {
+    uint32_t word = 0;
+    for (int i = 0; i < 4; ++i) {
+      word |= uint32_t{static_cast<uint8_t>(as_integer(x[i * stride]))} << (8 * i);
+    }
+    return word;
+  }
+  static float sum(const uint32_t* words, int64_t count) {
+    int32_t sum = 0;
+    for (int64_t i = 0; i < count; ++i) {
+      for (int j = 0; j < 4; ++j) sum += static_cast<int8_t>(words[i] >> (8 * j));
+    }
+    return static_cast<float>(sum);
+  }
+};
+
+// Words of x for a kind of the weight: step p of a word holds the codes p, p + steps, ...
+template <class Dot, class Words, WeightKind kind>
+void prepare(const float* x, int64_t K, uint32_t* values) {
+  constexpr int kCodes = codes_per_word(kind), kSteps = Dot::template steps<kind>;
+  int64_t k = Words::template bulk<kCodes, kSteps>(x, K, values);
+  values += k / kCodes * kSteps;
+  for (; k + kCodes <= K; k += kCodes, values += kSteps) {
+    for (int p = 0; p < kSteps; ++p) values[p] = Words::template word<kSteps>(x + k + p);
+  }
+  if (k < K) {
+    float last[kCodes] = {};
+    for (int64_t i = k; i < K; ++i) last[i - k] = x[i];
+    for (int p = 0; p < kSteps; ++p) values[p] = Words::template word<kSteps>(last + p);
+  }
+}
+
+template <class Words, int steps>
+float span_sum(const uint32_t* values, int64_t begin, int64_t end) {
+  return Words::sum(values + begin * steps, (end - begin) * steps);
+}
+
+template <class Dot, class Words, WeightKind kind>
+constexpr GemmKernel make_kernel() {
+  constexpr int kSteps = Dot::template steps<kind>;
+  return {panel_of<Dot, kind>, prepare<Dot, Words, kind>, span_sum<Words, kSteps>, kSteps,
+          has_sums(kind)};
+}
+
+}  // namespace
+}  // namespace fewbits
