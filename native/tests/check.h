@@ -25,8 +25,9 @@ constexpr int kSkipped = 77;
 // Ends the program as skipped where FEWBITS_ISA names a tier that this machine doesn't run.
 inline void skip_unsupported_tier() {
   const char* wanted = getenv("FEWBITS_ISA");
+  if (!wanted || !*wanted) return;
   for (const Tier tier : supported_tiers()) {
-    if (!wanted || std::string(name(tier)) == wanted) return;
+    if (std::string(name(tier)) == wanted) return;
   }
   printf("this machine doesn't run %s\n", wanted);
   exit(kSkipped);
@@ -51,5 +52,22 @@ class Random {
  private:
   uint32_t state_;
 };
+
+// One case of how many is run: FEWBITS_TEST_EVERY, which CMakeLists.txt sets for what is slow.
+inline int test_every() {
+  static const int every = [] {
+    const char* text = getenv("FEWBITS_TEST_EVERY");
+    const int number = text ? atoi(text) : 1;
+    CHECK(number >= 1, "FEWBITS_TEST_EVERY=%s", text);
+    return number;
+  }();
+  return every;
+}
+
+// Whether the next case is left out. By chance, so that the length of no loop decides with it.
+inline bool skip_case() {
+  static Random random(1);
+  return random.below(test_every()) != 0;
+}
 
 }  // namespace fewbits
