@@ -177,3 +177,27 @@ def test_parameters_out_of_range(wish: dict[str, object]) -> None:
     with pytest.raises(UsageError) as caught:
         SamplingParams(**wish)
     assert caught.value.code == "sampling-range"
+
+
+@pytest.mark.parametrize("size", [255, 256, 5000, 128256])
+@pytest.mark.parametrize("top_k", [1, 2, 40, 400])
+def test_top_k_of_many(size: int, top_k: int) -> None:
+    logits = np.random.default_rng(size).normal(0, 2, size).astype(np.float32).round(1)  # with ties at the border
+    kept = np.flatnonzero(distribution(logits, SamplingParams(temperature=1.0, top_k=top_k)))
+    expected = np.flatnonzero(logits >= np.sort(logits)[-min(top_k, size)])
+    np.testing.assert_array_equal(kept, expected)
+
+
+def test_top_p_that_vanishes_keeps_the_first_of_equals() -> None:
+    p = distribution(np.zeros(4, np.float32), SamplingParams(temperature=1.0, top_p=1e-20))
+    np.testing.assert_array_equal(p, [1, 0, 0, 0])
+
+
+@pytest.mark.parametrize("options", [{}, {"top_k": 3}, {"top_p": 0.7}, {"top_k": 5, "top_p": 0.9, "min_p": 0.01}])
+def test_a_sample_is_picked_from_the_distribution(options: dict[str, float]) -> None:
+    logits = np.random.default_rng(3).normal(0, 1, 50).astype(np.float32)
+    wish = {"temperature": 1.0, "seed": 5} | options
+    drawn = np.random.Generator(np.random.Philox(5)).random(40)
+    p = distribution(logits, SamplingParams(**wish))
+    asked = request(**wish)
+    assert [sample(logits, asked) for _ in drawn] == [pick(p, uniform) for uniform in drawn]
