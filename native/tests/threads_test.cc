@@ -25,7 +25,7 @@ constexpr bool kThreadSanitizer = __has_feature(thread_sanitizer);
 constexpr bool kThreadSanitizer = false;
 #endif
 
-// qemu-user 7.2 itself fails with an assertion when a process with threads forks.
+// qemu-user 7.2 fails an assertion of its own when a process with threads forks.
 #if defined(FEWBITS_EMULATED)
 constexpr bool kEmulated = true;
 #else
