@@ -24,12 +24,13 @@ build_pip := $(pip) --python build/venv/bin/python
 sources := CMakeLists.txt pyproject.toml \
 	$(shell find native src \( -name __pycache__ -o -name '.*' -o -name '*~' -o -name '*.so' \) -prune -o -print)
 native_build = build/native$(SANITIZE:%=-%)
+native_options = -DFEWBITS_SANITIZE=$(SANITIZE)
 native_sources = $(shell find native -name '*.h' -o -name '*.cc')
 
-.PHONY: help demo test test-native test-peers bench lint fix dist clean
+.PHONY: help demo test test-native test-aarch64 test-peers bench lint fix dist clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
 	@echo 'PYTHON=python3.13 and CXX=clang++ choose the interpreter and the compiler when .venv is made.'
 
 demo: .venv/stamps/package ## install into .venv and generate text from the example checkpoint
@@ -38,11 +39,16 @@ demo: .venv/stamps/package ## install into .venv and generate text from the exam
 test: .venv/stamps/test ## run the tests; ARGS='tests/test_x.py -k name' for some of them
 	@.venv/bin/python -m pytest $(ARGS)
 
-test-native: build/venv/requirements.txt ## compile and run the native tests, without Python; SANITIZE=address,undefined
+test-native: ## compile and run the native tests, without Python; SANITIZE=address,undefined or SANITIZE=thread
+test-aarch64: ## the native tests on 64-bit ARM, emulated; needs Debian's g++-aarch64-linux-gnu and qemu-user
+
+test-aarch64: native_build = build/native-aarch64
+test-aarch64: native_options = -DCMAKE_TOOLCHAIN_FILE=native/aarch64.cmake
+test-native test-aarch64: build/venv/requirements.txt
 	@PATH="$$PWD/build/venv/bin:$$PATH" && export PATH && \
-		cmake -S . -B $(native_build) -G Ninja -DFEWBITS_TESTS=ON -DFEWBITS_SANITIZE=$(SANITIZE) >$(native_build).log && \
+		cmake -S . -B $(native_build) -G Ninja -DFEWBITS_TESTS=ON $(native_options) >$(native_build).log && \
 		cmake --build $(native_build) && \
-		ctest --test-dir $(native_build) --output-on-failure --no-tests=error
+		ctest --test-dir $(native_build) --output-on-failure --no-tests=error --parallel 2
 
 test-peers: .venv-peers/installed ## make the fixtures again with the real tools and compare; needs gigabytes for torch
 	@.venv-peers/bin/python -m pytest -W default tests/peers $(ARGS)

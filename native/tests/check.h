@@ -52,4 +52,22 @@ class Random {
   uint32_t state_;
 };
 
+// FEWBITS_TEST_EVERY: a test with many cases runs one of so many.
+inline int test_every() {
+  static const int every = [] {
+    const char* text = getenv("FEWBITS_TEST_EVERY");
+    const int number = text ? atoi(text) : 1;
+    CHECK(number >= 1, "FEWBITS_TEST_EVERY=%s", text);
+    return number;
+  }();
+  return every;
+}
+
+// Whether to leave out the next case. Drawn, because counting could hit the same turn of a loop
+// each time.
+inline bool skip_case() {
+  static Random random(1);
+  return random.below(test_every()) != 0;
+}
+
 }  // namespace fewbits

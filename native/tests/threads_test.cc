@@ -25,6 +25,13 @@ constexpr bool kThreadSanitizer = __has_feature(thread_sanitizer);
 constexpr bool kThreadSanitizer = false;
 #endif
 
+// qemu-user 7.2 fails an assertion of its own when a process with threads forks.
+#if defined(FEWBITS_EMULATED)
+constexpr bool kEmulated = true;
+#else
+constexpr bool kEmulated = false;
+#endif
+
 void check_once_each(int64_t count) {
   std::vector<uint8_t> seen(count + 1);
   parallel_for(
@@ -107,5 +114,5 @@ int main() {
     test_sleep();
   }
   test_several_callers();
-  if (!kThreadSanitizer) test_fork();
+  if (!kThreadSanitizer && !kEmulated) test_fork();
 }
