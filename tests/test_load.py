@@ -45,7 +45,7 @@ def test_blocks_of_rows_are_the_rows_of_the_whole(name: str) -> None:
             if row.resolved is None or row.resolved.error or row.kind not in ("linear", "head", "embedding", "expert"):
                 continue
             whole = decode(planned, row, reader)[0].weight
-            codes = decode(planned, row, reader, in_blocks=True)[0].weight.codes
+            codes = decode(planned, row, reader, "in blocks")[0].weight.codes
             for begin in range(0, whole.shape[0], 7):
                 part = codes[begin : begin + 7]
                 assert part.dtype == whole.codes.dtype
@@ -72,6 +72,18 @@ def test_a_file_that_shrinks_after_its_header_was_read(tmp_path: Path, small_blo
     with pytest.raises(CheckpointError, match="it has changed") as caught:
         load(checkpoint, threads=threads)
     assert caught.value.code == "file-size"
+
+
+def test_an_embedding_without_scales_stays_in_its_file(tmp_path: Path) -> None:
+    folder = make.write(tmp_path, make.llama_tensors(), make.llama())
+    llm = LLM(folder)
+    expected = llm.logits([1, 5, 9])
+    checkpoint = open_checkpoint(folder)
+    info = checkpoint.tensors[f"{EMBEDDING}.weight"]
+    with checkpoint.paths[info.file].open("r+b") as file:
+        file.seek(info.begin)
+        file.write(bytes(info.nbytes))
+    assert not np.array_equal(llm.logits([1, 5, 9]), expected)
 
 
 EMBEDDING, GATE = "model.embed_tokens", "model.layers.0.mlp.gate_proj"

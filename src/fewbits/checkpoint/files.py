@@ -8,6 +8,7 @@ The safetensors library can't read header-only files nor give FP8 and FP4 to Num
 from __future__ import annotations
 
 import math
+import mmap
 import os
 import threading
 from collections.abc import Iterable, Iterator
@@ -240,9 +241,23 @@ class StoredTensor:
             while done < memory.size:
                 count = os.preadv(self._descriptor, [memory.data[done:]], self._begin + offset + done)
                 if count == 0:
-                    text = f"the file ends inside {self._name}; it has changed"
-                    raise CheckpointError("file-size", text, module=self._path.name)
+                    raise self._cut_short()
                 done += count
+
+    def mapped(self) -> NDArray[Any]:
+        """All of it, read-only and where it lies in the file. Reading it is a SIGBUS should the file shrink later."""
+        before = self._begin % mmap.ALLOCATIONGRANULARITY
+        size = before + self._nbytes
+        with _explained(self._path):
+            try:
+                pages = mmap.mmap(self._descriptor, size, access=mmap.ACCESS_READ, offset=self._begin - before)
+            except ValueError:  # longer than the file
+                raise self._cut_short() from None
+        return np.frombuffer(pages, np.uint8, offset=before).view(self.dtype).reshape(self.shape)
+
+    def _cut_short(self) -> CheckpointError:
+        text = f"the file ends inside {self._name}; it has changed"
+        return CheckpointError("file-size", text, module=self._path.name)
 
 
 class TensorReader:
@@ -255,6 +270,7 @@ class TensorReader:
         self._paths = paths
         self._tensors = tensors
         self._descriptors: dict[int, int] = {}
+        self._opening = threading.Lock()
         self._reuse = reuse
         self._buffer: NDArray[np.uint8] = np.empty(0, np.uint8)
         self._used = 0
@@ -296,7 +312,7 @@ class TensorReader:
     def _open(self, name: str) -> StoredTensor:
         info = self._tensors[name]
         path = self._paths[info.file]
-        if info.file not in self._descriptors:
-            with _explained(path):
+        with self._opening, _explained(path):
+            if info.file not in self._descriptors:
                 self._descriptors[info.file] = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
         return StoredTensor(name, info, path, self._descriptors[info.file])

@@ -70,6 +70,12 @@ class SamplingParams:
             raise UsageError("sampling-range", "an empty stop string would end every text before it begins")
         object.__setattr__(self, "stop", stop)
 
+    @property
+    def adjusts(self) -> bool:
+        """Whether logits are changed before a token is chosen."""
+        penalties = self.repetition_penalty != 1.0 or self.frequency_penalty or self.presence_penalty
+        return bool(self.min_tokens or self.logit_bias or penalties)
+
 
 @dataclass(frozen=True, slots=True)
 class Result:

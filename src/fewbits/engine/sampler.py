@@ -132,7 +132,8 @@ def sample(logits: Array, request: Request) -> int:
 
     Raises CheckpointError where the model computed something that isn't a number.
     """
-    highest = logits.max()
+    best = int(logits.argmax())  # of NaN the first, where there is any
+    highest = logits[best]
     if not np.isfinite(highest):
         raise CheckpointError(
             "logits-not-finite",
@@ -140,9 +141,11 @@ def sample(logits: Array, request: Request) -> int:
             hint="fewbits inspect shows which layers are quantized and how; scales that overflow do this",
         )
     params = request.params
-    logits = adjust(logits, params, request.prompt_ids, request.output_ids, request.end_ids)
+    if params.adjusts:
+        logits = adjust(logits, params, request.prompt_ids, request.output_ids, request.end_ids)
+        best = int(logits.argmax())
     if params.temperature < GREEDY_BELOW:
-        return int(logits.argmax())
+        return best
     kept, p = _kept(logits, params)
     token = pick(p, request.generator.random())
     return token if kept is None else int(kept[token])

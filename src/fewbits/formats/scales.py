@@ -15,6 +15,15 @@ Array = NDArray[Any]
 
 _CODES_AT_ONCE = 1 << 22
 
+# Bit patterns of the positive, finite values of a dtype, in their order: from the first to before the second.
+_POSITIVE = {
+    "float32": (1, 0x7F800000),
+    "bfloat16": (1, 0x7F80),
+    "float16": (1, 0x7C00),
+    "float8_e4m3fn": (1, 0x7F),
+    "float8_e8m0fnu": (0, 0xFF),
+}
+
 
 def fits(shape: tuple[int, ...], spec: WeightSpec, weight: tuple[int, int]) -> bool:
     """Whether a stored scale of `shape` can belong to a weight of shape `weight`: `[]`, `[N]`, `[N, 1]`… by count."""
@@ -50,6 +59,8 @@ def check(weight: QWeight, module: str, suffix: str) -> None:
     Raises CheckpointError scale-invalid, naming the tensor and the first bad block.
     """
     assert weight.scale is not None
+    if _all_positive(weight.scale):
+        return
     with np.errstate(over="ignore"):  # a float64 scale beyond float32 is as bad as an infinite one
         scale = weight.scale.astype(np.float32)
     bad = ~np.isfinite(scale) | (scale < 0)
@@ -68,6 +79,15 @@ def check(weight: QWeight, module: str, suffix: str) -> None:
         details=(f"found: {int(bad.sum())} such scales of {scale.size}",),
         hint="the file is damaged, or was written from a model that had overflowed; quantize it again",
     )
+
+
+def _all_positive(scale: Array) -> bool:
+    """Whether all are positive and finite; False, too, for a dtype that this isn't seen of at once."""
+    if scale.dtype.name not in _POSITIVE or scale.size == 0:
+        return False
+    first, end = _POSITIVE[scale.dtype.name]
+    bits = scale.view(f"u{scale.itemsize}")
+    return bool(bits.min() >= first and bits.max() < end)
 
 
 def _over_values(weight: QWeight, empty: Array) -> Array:

@@ -58,23 +58,30 @@ class PackedTable:
 
 
 def pack(table: QLinear, run: Run = at_once) -> PackedTable:
-    """Complete once the tasks that were given to `run` have ended. It refers to copies of what it is given."""
+    """Complete once the tasks that were given to `run` have ended.
+
+    It refers to copies of what it is given; but to the codes themselves where they are read-only and of the native kind
+    (a table that is mapped: few of its rows are ever wanted).
+    """
     from fewbits import _native
 
     weight = table.weight
     N, K = weight.shape
     found = _container(QuantSpec(weight.spec), weight.shape)
     assert not isinstance(found, str)
-    first = codes_of(weight, slice(0, min(N, 1)), found.kind)
-    codes = np.empty((N, first.shape[1]), first.dtype)
-
-    def copy(rows: slice) -> None:
-        codes[rows] = codes_of(weight, rows, found.kind)
-
-    step = max(_BLOCK // max(codes.shape[1] * codes.itemsize, 1), 1)
-    for begin in range(0, N, step):
-        run(partial(copy, slice(begin, min(begin + step, N))))
     every = slice(0, N)
+    first = codes_of(weight, slice(0, min(N, 1)), found.kind)
+    if first.flags.writeable:
+        codes = np.empty((N, first.shape[1]), first.dtype)
+
+        def copy(rows: slice) -> None:
+            codes[rows] = codes_of(weight, rows, found.kind)
+
+        step = max(_BLOCK // max(codes.shape[1] * codes.itemsize, 1), 1)
+        for begin in range(0, N, step):
+            run(partial(copy, slice(begin, min(begin + step, N))))
+    else:
+        codes = codes_of(weight, every, found.kind)
     scale = zero = None
     if weight.scale is not None:
         scale = parameters(weight.scale, weight, every).astype(np.float64) * (weight.global_scale or 1.0)
