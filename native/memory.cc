@@ -20,7 +20,7 @@ size_t mapped_bytes(size_t bytes) { return (bytes + kPage - 1) / kPage * kPage; 
 // Memory of its own from the system, aligned to a huge page. The system zeroes each page for the
 // thread that first writes there; memory of malloc's would have to be zeroed here, by one thread.
 void* map_pages(size_t bytes) {
-  const size_t whole = bytes + kHugePage;
+  const size_t size = mapped_bytes(bytes), whole = size + kHugePage;
   void* const mapped =
       mmap(nullptr, whole, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (mapped == MAP_FAILED) throw std::bad_alloc();
@@ -28,7 +28,7 @@ void* map_pages(size_t bytes) {
   const size_t before = -reinterpret_cast<uintptr_t>(begin) % kHugePage;
   char* const data = begin + before;
   if (before != 0) munmap(begin, before);
-  munmap(data + mapped_bytes(bytes), whole - before - mapped_bytes(bytes));
+  munmap(data + size, whole - before - size);
 #if defined(MADV_HUGEPAGE)
   // Only whole huge pages: rounding the last one up would make it resident in full.
   madvise(data, bytes / kHugePage * kHugePage, MADV_HUGEPAGE);
