@@ -24,14 +24,7 @@ struct Integers : Integers256 {
 }  // namespace
 
 const GemmKernel* gemm_kernel_avx2_vnni(WeightKind kind, DotKind dot) {
-  static constexpr GemmKernel kNarrow4 = make_kernel<Integers, Int8Words, WeightKind::int4>();
-  static constexpr GemmKernel kNarrow8 = make_kernel<Integers, Int8Words, WeightKind::int8>();
-  static constexpr GemmKernel kWide4 = make_kernel<Wide<Integers>, WideWords, WeightKind::int4>();
-  static constexpr GemmKernel kWide8 = make_kernel<Wide<Integers>, WideWords, WeightKind::int8>();
-  if (dot == DotKind::floats) return nullptr;
-  const bool wide = dot == DotKind::int16;
-  if (kind == WeightKind::int4) return wide ? &kWide4 : &kNarrow4;
-  return kind == WeightKind::int8 ? wide ? &kWide8 : &kNarrow8 : nullptr;
+  return integer_kernel<Integers, Int8Words, WideWords>(kind, dot);
 }
 
 }  // namespace fewbits

@@ -23,22 +23,23 @@ struct Integers : Integers512 {
   }
 };
 
-// Of the bytes of sixteen columns in the words of x.
+__m512i integers(const float* x) { return _mm512_cvtps_epi32(_mm512_loadu_ps(x)); }
+
+// The lowest bytes of sixteen columns, in the order of the words of x.
 template <int codes>
-__m128i order_of() {
-  return codes == 8 ? _mm_setr_epi8(0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15)
-                    : _mm_setr_epi8(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+__m128i bytes_of(__m512i columns) {
+  const __m128i order = codes == 8
+                            ? _mm_setr_epi8(0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15)
+                            : _mm_setr_epi8(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  return _mm_shuffle_epi8(_mm512_cvtepi32_epi8(columns), order);
 }
 
-struct Words : Int8Words {
+struct NarrowWords512 : Int8Words {
   template <int codes, int stride>
   static int64_t bulk(const float* x, int64_t K, uint32_t* values) {
-    const __m128i order = order_of<codes>();
+    __m128i* words = reinterpret_cast<__m128i*>(values);
     int64_t k = 0;
-    for (; k + 16 <= K; k += 16) {
-      const __m128i bytes = _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(_mm512_loadu_ps(x + k)));
-      _mm_storeu_si128(reinterpret_cast<__m128i*>(values + k / 4), _mm_shuffle_epi8(bytes, order));
-    }
+    for (; k + 16 <= K; k += 16) _mm_storeu_si128(words++, bytes_of<codes>(integers(x + k)));
     return k;
   }
 };
@@ -46,17 +47,15 @@ struct Words : Int8Words {
 struct WideWords512 : WideWords {
   template <int codes, int stride>
   static int64_t bulk(const float* x, int64_t K, uint32_t* values) {
-    const __m128i order = order_of<codes>();
+    __m128i* words = reinterpret_cast<__m128i*>(values);
     int64_t k = 0;
     for (; k + 16 <= K; k += 16) {
-      const __m512i value = _mm512_cvtps_epi32(_mm512_loadu_ps(x + k));
+      const __m512i value = integers(x + k);
       const __m512i upper = _mm512_srai_epi32(_mm512_add_epi32(value, _mm512_set1_epi32(128)), 8);
       // The lowest byte of value - 256 * upper is that of the value.
-      const __m128i high = _mm_shuffle_epi8(_mm512_cvtepi32_epi8(upper), order);
-      const __m128i low = _mm_shuffle_epi8(_mm512_cvtepi32_epi8(value), order);
-      __m128i* const words = reinterpret_cast<__m128i*>(values + k / 2);
-      _mm_storeu_si128(words, _mm_unpacklo_epi32(high, low));
-      _mm_storeu_si128(words + 1, _mm_unpackhi_epi32(high, low));
+      const __m128i high = bytes_of<codes>(upper), low = bytes_of<codes>(value);
+      _mm_storeu_si128(words++, _mm_unpacklo_epi32(high, low));
+      _mm_storeu_si128(words++, _mm_unpackhi_epi32(high, low));
     }
     return k;
   }
@@ -65,16 +64,7 @@ struct WideWords512 : WideWords {
 }  // namespace
 
 const GemmKernel* gemm_kernel_avx512_vnni(WeightKind kind, DotKind dot) {
-  static constexpr GemmKernel kNarrow4 = make_kernel<Integers, Words, WeightKind::int4>();
-  static constexpr GemmKernel kNarrow8 = make_kernel<Integers, Words, WeightKind::int8>();
-  static constexpr GemmKernel kWide4 =
-      make_kernel<Wide<Integers>, WideWords512, WeightKind::int4>();
-  static constexpr GemmKernel kWide8 =
-      make_kernel<Wide<Integers>, WideWords512, WeightKind::int8>();
-  if (dot == DotKind::floats) return nullptr;
-  const bool wide = dot == DotKind::int16;
-  if (kind == WeightKind::int4) return wide ? &kWide4 : &kNarrow4;
-  return kind == WeightKind::int8 ? wide ? &kWide8 : &kNarrow8 : nullptr;
+  return integer_kernel<Integers, NarrowWords512, WideWords512>(kind, dot);
 }
 
 }  // namespace fewbits

@@ -29,8 +29,7 @@
 //   f32          1        k | k+1 | ... | k+7                        k | k+1 | k+2 | k+3
 //   bf16, s16    2        k,k+4 | k+1,k+5 | k+2,k+6 | k+3,k+7        k,k+2 | k+1,k+3
 //   s8           4        k,k+2,k+4,k+6 | k+1,k+3,k+5,k+7            k,k+1,k+2,k+3
-//   s8, s8       4        as s8, the upper bytes of 16 bits in a word and the lower ones in the
-//   next
+//   2 s8         4        as s8, but two words: the upper bytes of 16 bits, and the lower ones
 //
 // Order of accumulation, the same for every row of x whatever its company: K is cut into spans, at
 // the borders of groups (the weight's and those of x's own scales) and at most kSpanCodes long.

@@ -5,9 +5,9 @@
 //   kLanes, kTiles     rows of the panel in a register, registers of words that are taken at once
 //   kMaxRows           rows of x whose sums fit the registers beside those
 //   kRowsBesideWords   and beside the words that they were decoded from
+//   kRowsWithTotals    and beside their totals
 //   decoding_rows<kind>     rows of x that are taken at once while codes are decoded into registers
 //   decode_once_rows<kind>  from this many rows on, codes are decoded into memory once instead
-//   kRowsWithTotals    and beside their totals
 //   Words, Operand, Value, Sum, Float
 //   kValueWords        words of x in a Value
 //   load_words(p), load_operand(p), store_operand(p, operand), broadcast(x)
@@ -40,6 +40,7 @@ constexpr int kLineRows = 16;  // rows of a panel in a cache line
 // With groups of at most this many codes it pays to keep totals in registers, and so to take fewer
 // rows at once: they are changed every few products.
 constexpr int kSmallGroup = 32;
+
 // Some spans of a panel. `words` and `operands` begin at the first word of the first span, `scale`
 // and `offset` at its group.
 struct Block {

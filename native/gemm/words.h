@@ -102,15 +102,15 @@ void prepare(const float* x, int64_t K, uint32_t* values) {
   }
 }
 
-template <class Words, int steps>
+template <class Words, int words>
 float span_sum(const uint32_t* values, int64_t begin, int64_t end) {
-  return Words::sum(values + begin * steps, (end - begin) * steps);
+  return Words::sum(values + begin * words, (end - begin) * words);
 }
 
 template <class Dot, class Words, WeightKind kind>
 constexpr GemmKernel make_kernel() {
-  constexpr int kSteps = Dot::template steps<kind> * Dot::kValueWords;
-  return {panel_of<Dot, kind>, prepare<Dot, Words, kind>, span_sum<Words, kSteps>, kSteps,
+  constexpr int kWords = Dot::template steps<kind> * Dot::kValueWords;
+  return {panel_of<Dot, kind>, prepare<Dot, Words, kind>, span_sum<Words, kWords>, kWords,
           has_sums(kind)};
 }
 

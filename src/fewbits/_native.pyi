@@ -72,8 +72,7 @@ class Product:
     quantizer: "none", "int16_group" (for integer weights; integers with a scale for up to 256 columns of x) or a name
     of `fewbits.kernels.formulas.FORMULAS`. `group_size` (0: the row): the columns of x that share a scale. `scale` and
     `zero`: those of static formulas. `global_scale`: nvfp4's multiplier. order: int32 [K], stored column j is column
-    order[j] of x. row_sums: float32 [N], sums of the weight's rows before `multiplier`, for
-    formulas with zero points.
+    order[j] of x. row_sums: float32 [N], sums of the weight's rows before `multiplier`, for formulas with zero points.
     """
 
     def __init__(
@@ -134,8 +133,8 @@ def rope_and_append(
 
     q float32 [T, heads * D], k and v [T, kv_heads * D], cos and sin [T, rotary_dim / 2], norms [D], slots int64 [T],
     caches [pages, kv_heads, page_size, D] of cache_kind "f32", "bf16", "f16", "fp8" or "int8"; scales float32
-    [kv_heads] for fp8, [pages, kv_heads, page_size] for int8, which are stored
-    here too. ValueError where sizes can't be.
+    [kv_heads] for fp8, [pages, kv_heads, page_size] for int8, which are stored here too. ValueError where sizes
+    can't be.
     """
 
 def attend(

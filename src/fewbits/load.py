@@ -18,6 +18,7 @@ from fewbits.kernels import KERNELS, Kernel, Op, choose
 from fewbits.kernels.batch import CacheDtype, CacheLayer
 from fewbits.kernels.cpu.ops import CpuOps
 from fewbits.kernels.ops import Ops
+from fewbits.kernels.tasks import Run, at_once
 from fewbits.models import family_for
 from fewbits.models.decoder import Decoder
 from fewbits.plan import LoadPlan, Row, no_kernel, plan, require_runnable
@@ -121,25 +122,23 @@ def load(
     with checkpoint.reader() as reader:
         with Workers(threads) as workers:
 
-            def table(row: Row) -> None:
-                linear, _ = decode(planned, row, reader, "mapped")
+            def place(row: Row, codes: Codes, run: Run) -> None:
+                linear, found = decode(planned, row, reader, codes)
                 kernel = kernel_for(row, linear, only_reference, allow_reference)
-                params[row.name] = (kernel, kernel.pack(linear))
+                if codes != "read" and kernel.reference:  # the data made another spec of it than the headers
+                    linear, _ = decode(planned, row, reader)
+                params[row.name] = (kernel, kernel.pack(linear, run))
+                notices.extend([] if row.tied else found)
 
             for row in rows:
-                # The reference keeps views of whole arrays; native kernels copy blocks into their own layout.
-                native = not only_reference and row.executed_as == "native"
                 if row.kind == "norm":
                     params[row.name] = ops.vector(norm_vector(planned, row, reader))
-                elif row.kind == "embedding" and native and not row.spec.weight.quantized:
-                    workers(partial(table, row))
+                elif only_reference or row.executed_as != "native":
+                    place(row, "read", workers)  # the reference keeps views of whole arrays
+                elif row.kind == "embedding" and not row.spec.weight.quantized:
+                    workers(partial(place, row, "mapped", at_once))
                 else:
-                    linear, found = decode(planned, row, reader, "in blocks" if native else "read")
-                    kernel = kernel_for(row, linear, only_reference, allow_reference)
-                    if native and kernel.reference:  # the data made another spec of it than the headers
-                        linear, _ = decode(planned, row, reader)
-                    params[row.name] = (kernel, kernel.pack(linear, workers))
-                    notices += [] if row.tied else found
+                    place(row, "in blocks", workers)  # native kernels copy them into their own layout
                 done += stored_bytes(checkpoint, row)
                 if progress is not None:
                     progress(done, total)

@@ -59,11 +59,13 @@ def accepts(spec: QuantSpec, shape: tuple[int, int]) -> str | None:
 
 
 def accepts_int8(spec: QuantSpec, shape: tuple[int, int]) -> str | None:
-    return accepts(spec, shape) if _integers(spec, shape) == "int8" else "integer weights and int8 activations"
+    integers = spec.act is not None and _integers(spec, shape)
+    return accepts(spec, shape) if integers else "integer weights and int8 activations"
 
 
 def accepts_int16(spec: QuantSpec, shape: tuple[int, int]) -> str | None:
-    return accepts(spec, shape) if _integers(spec, shape) == "int16" else "integer weights and unquantized activations"
+    integers = spec.act is None and _integers(spec, shape)
+    return None if integers else "integer weights and unquantized activations"
 
 
 def nbytes(spec: QuantSpec, shape: tuple[int, int]) -> int:
