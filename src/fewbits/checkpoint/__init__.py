@@ -140,6 +140,7 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
     # Tensor → its file by the index, or what the header says of it once that file was read. One table for both: a
     # million names enter it once.
     tensors: dict[str, Any] = weight_map or {}
+    stored = 0
     without_data, with_data, unlisted = [], [], []
     for file, path in enumerate(paths):
         found, header_only = read_header(path, file)
@@ -158,13 +159,14 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
                 elif other != path.name:
                     raise _misplaced(name, other)
         tensors.update(found)
+        stored += len(found)
     if without_data and with_data:
         raise CheckpointError(
             "file-size", f"has a header but no data, while {with_data[0]} has data", module=without_data[0]
         )
 
-    missing = [name for name, info in tensors.items() if type(info) is str]
-    if missing:
+    if len(tensors) > stored:
+        missing = [name for name, info in tensors.items() if type(info) is str]
         raise _misplaced(min(missing), tensors[min(missing)])
     checkpoint = Checkpoint(folder, config, tensors, paths, bool(without_data))
     if unlisted and weight_map is not None:

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import math
 import mmap
+import operator
 import os
 import threading
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
-from itertools import chain
-from operator import itemgetter
+from itertools import accumulate, chain, repeat
+from operator import attrgetter, itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -116,8 +117,8 @@ def _entry_bytes(path: Path, name: str, value: Any) -> int:
 _parts = itemgetter("dtype", "shape", "data_offsets")
 
 
-def _columns(header: dict[str, Any]) -> Iterable[tuple[str, tuple[int, ...], list[int]]] | None:
-    """dtype, shape and data_offsets of every entry; None where one of them isn't made of these three, and of names and
+def _columns(header: dict[str, Any]) -> tuple[Iterable[Any], ...] | None:
+    """dtype, shape, begin and end of every entry; None where one of them isn't made of these, and of names and
     integers from 0. 1.0 and true are equal to 1 for Python, so types are compared.
     """
     try:
@@ -133,39 +134,50 @@ def _columns(header: dict[str, Any]) -> Iterable[tuple[str, tuple[int, ...], lis
         )
     except (TypeError, KeyError, ValueError):  # an entry without the parts, or no entry at all
         return None
-    return zip(dtypes, map(tuple, shapes), offsets, strict=True) if fine else None
+    return (dtypes, [*map(tuple, shapes)], *zip(*offsets, strict=True)) if fine else None
 
 
 def _tensors(path: Path, file: int, header: dict[str, Any], start: int) -> list[TensorInfo]:
-    """The entries of a header, each checked. A million tensors have a few hundred dtypes and shapes between them: an
-    entry of a kind that was checked before is accepted when its offsets fit that kind's bytes.
+    """The entries of a header, each checked. A million tensors have a few hundred dtypes, shapes and sizes between
+    them: one entry of each such kind is looked at, and what is done for all is left to functions in C.
     """
     columns = _columns(header)
-    if columns is None:
-        for name, value in header.items():
-            _entry_bytes(path, name, value)  # raises for the first that is at fault
-        return []
-    known: dict[tuple[str, tuple[int, ...]], tuple[str, tuple[int, ...], int]] = {}
-    tensors = []
-    for name, (dtype, shape, (begin, end)) in zip(header, columns, strict=True):
-        kind = known.get((dtype, shape))
-        if kind is None or end - begin != kind[2]:
-            kind = known[dtype, shape] = (dtype, shape, _entry_bytes(path, name, header[name]))
-        tensors.append(_tensor_info((kind[0], kind[1], file, start + begin, kind[2])))
-    return tensors
+    if columns is not None:
+        dtypes, shapes, begins, ends = columns
+        sizes = [*map(operator.sub, ends, begins)]
+        kinds = dict(zip(zip(dtypes, shapes, sizes, strict=True), header, strict=True))
+        with suppress(CheckpointError):
+            for name in kinds.values():
+                _entry_bytes(path, name, header[name])
+            one_dtype = {dtype: dtype for dtype, _, _ in kinds}  # equal ones as one object
+            one_shape = {shape: shape for _, shape, _ in kinds}
+            return [
+                *map(
+                    _tensor_info,
+                    zip(
+                        map(one_dtype.__getitem__, dtypes),
+                        map(one_shape.__getitem__, shapes),
+                        repeat(file),
+                        map(start.__add__, begins),
+                        sizes,
+                    ),
+                )
+            ]
+    for name, value in header.items():
+        _entry_bytes(path, name, value)  # raises for the first that is at fault
+    return []
+
+
+_begin, _nbytes = attrgetter("begin"), attrgetter("nbytes")
 
 
 def _end_of_data(path: Path, names: Iterable[str], tensors: list[TensorInfo], start: int) -> int:
     """Where the last tensor ends. Tensors must follow one another without holes, in whatever order they are listed."""
+    ends: list[int] = [*accumulate(map(_nbytes, tensors), initial=start)]
+    if ends[:-1] == [*map(_begin, tensors)]:
+        return ends[-1]
     position, previous = start, ""
-    in_order = True
-    for info in tensors:
-        in_order = in_order and info.begin == position
-        position += info.nbytes
-    if in_order:
-        return position
-    position = start
-    for name, info in sorted(zip(names, tensors, strict=True), key=lambda item: item[1][3:]):
+    for name, info in sorted(zip(names, tensors, strict=True), key=lambda item: (item[1].begin, item[1].nbytes)):
         if info.begin != position:
             problem = "overlaps" if info.begin < position else "leaves a hole after"
             raise _bad_header(path, f"{shorten(name)} {problem} {shorten(previous) if previous else 'the header'}")
