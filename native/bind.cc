@@ -10,6 +10,7 @@
 
 #include "cpu.h"
 #include "gemm/gemm.h"
+#include "memory.h"
 #include "rates/rates.h"
 #include "threads.h"
 
@@ -60,6 +61,19 @@ void set_thread_count(int count) {
 // NumPy's own array.ctypes.data takes five times as long.
 uintptr_t address(const nb::ndarray<nb::ro, nb::c_contig, nb::device::cpu>& array) {
   return reinterpret_cast<uintptr_t>(array.data());
+}
+
+// An array's memory goes back to the pool, whose calls the GIL keeps apart, when its last user lets
+// go.
+nb::ndarray<nb::numpy, float, nb::ndim<2>> pooled(size_t rows, size_t columns) {
+  static fewbits::BufferPool* const pool = new fewbits::BufferPool;  // outlives every array
+  auto* const buffer = new fewbits::Buffer(pool->take(rows * columns * sizeof(float)));
+  const nb::capsule owner(buffer, [](void* taken) noexcept {
+    auto* const given = static_cast<fewbits::Buffer*>(taken);
+    pool->give_back(std::move(*given));
+    delete given;
+  });
+  return {buffer->as<float>(), {rows, columns}, owner};
 }
 
 // The data of a C-contiguous array of the given type and shape.
@@ -180,6 +194,8 @@ NB_MODULE(_native, m) {
       nb::arg("dot"), nb::call_guard<nb::gil_scoped_release>());
 
   m.def("address", &address, nb::arg("array").noconvert());
+
+  m.def("pooled", &pooled, nb::arg("rows"), nb::arg("columns"));
 
   nb::class_<PackedWeight>(m, "PackedWeight")
       .def(

@@ -37,6 +37,9 @@ def dot_rate(dot: str) -> float:
 def address(array: Array) -> int:
     """Where the data of a C-contiguous array lies. TypeError for any other array."""
 
+def pooled(rows: int, columns: int) -> Array:
+    """An uninitialized float32 [rows, columns], in memory that earlier ones of these gave back."""
+
 class PackedWeight:
     """A weight [N, K] in the layout of the kernels, drawn in native/gemm/kernel.h. It copies what it is given.
 

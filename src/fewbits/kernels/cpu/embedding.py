@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fewbits.kernels.arithmetic import Arithmetic
+from fewbits.kernels.cpu.arrays import empty
 from fewbits.kernels.cpu.container import Container, codes_of, container, parameters, zeros_of
 from fewbits.kernels.tasks import Run, at_once
 from fewbits.qweight import QLinear
@@ -101,7 +102,7 @@ def bind(tables: Sequence[PackedTable]) -> Callable[[Array], Array]:
     K, gather, address, order = table.rows.K, table.rows.rows, _native.address, table.order
 
     def rows(token_ids: Array) -> Array:
-        x = np.empty((len(token_ids), K), np.float32)
+        x = empty(len(token_ids), K)
         gather(address(token_ids), len(token_ids), address(x))
         if order is None:
             return x

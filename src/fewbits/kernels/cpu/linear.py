@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fewbits.kernels.arithmetic import INT16_GROUP, Arithmetic
+from fewbits.kernels.cpu.arrays import empty
 from fewbits.kernels.cpu.container import PANEL_ROWS, Container, codes_of, container, scales_of, zeros_of
 from fewbits.kernels.formulas import formula
 from fewbits.kernels.tasks import Run, at_once
@@ -190,7 +191,7 @@ class Runner:
             raise ValueError(f"x must be float32 [M, {self._K}], not {x.dtype} {list(x.shape)}")
         address = self._address
         if add_to is None:
-            y = tuple([np.empty((M, N), np.float32) for N in self._N])
+            y = tuple([empty(M, N) for N in self._N])
             self._run(address(x), M, [address(one) for one in y], False)
             return y
         if len(self._N) > 1 or add_to.shape != (M, self._N[0]) or add_to.dtype != np.float32:

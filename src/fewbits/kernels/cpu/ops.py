@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from fewbits import _native
 from fewbits.kernels.batch import Batch, LayerCache
+from fewbits.kernels.cpu.arrays import empty
 from fewbits.kernels.ops import Activation, AttentionSpec
 from fewbits.kernels.rope import Rope, RopeTable
 
@@ -102,7 +103,7 @@ class Attention:
         )
 
     def attend(self, q: Array, step: Step, cache: LayerCache) -> Array:
-        out = np.empty_like(q)
+        out = empty(*q.shape)
         spec = self._spec
         _attend(
             _address(q),
@@ -120,7 +121,7 @@ class Attention:
 
 
 def _silu_mul(gate: Array, up: Array) -> Array:
-    y = np.empty_like(gate)
+    y = empty(*gate.shape)
     _native.silu_mul(_address(gate), _address(up), _address(y), *gate.shape)
     return y
 
@@ -139,8 +140,8 @@ class CpuOps:
 
         # `keep` holds the weight, whose address the call uses.
         def rms_norm(x: Array, keep: Array = weight) -> Array:
-            y = np.empty_like(x)
             T, H = x.shape
+            y = empty(T, H)
             _native.rms_norm(_address(x), weight_address, _address(y), T, H, eps, offset)
             return y
 
