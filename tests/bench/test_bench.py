@@ -99,7 +99,7 @@ def test_the_command_prints_one_object(capsys: pytest.CaptureFixture[str]) -> No
     assert [one["batch"] for one in printed["decode"]] == [1, 2, 4, 8, 16]
     assert [one["tokens"] for one in printed["prefill"]] == [128, 512]
     assert printed["in_cache"] and {one["share"] for one in printed["decode"]} == {None}
-    assert {*printed["profile"]} == {"decode", "prefill"}
+    assert [one["case"] for one in printed["profiles"]] == ["decode, batch 1", "decode, batch 16", "prefill 512"]
     assert printed["limits"]["read_gb_s"] > 0
     assert [*printed["skipped"]] == ["prefill 2048"]
 
@@ -108,7 +108,7 @@ def test_the_command_prints_a_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", str(EXAMPLE), "--repeats", "1"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert any(line.startswith("decode, batch 16") and line.endswith("in cache") for line in lines)
-    assert sum(line.startswith("gate, up") for line in lines) == 2
+    assert sum(line.startswith("gate, up") for line in lines) == 3
 
 
 def test_no_repeats_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
