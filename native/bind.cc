@@ -163,7 +163,8 @@ void make_product(Product* self, std::shared_ptr<PackedWeight> weight,
                      vector_of<float>(row_sums, "row sums", "float32")};
 }
 
-void run(const Gemm& gemm, uintptr_t x, int64_t M, const nb::sequence& y, bool add) {
+void run(const Gemm& gemm, const fewbits::RowSource& x, int64_t M, const nb::sequence& y,
+         bool add) {
   if (M < 0 || nb::len(y) != gemm.size()) {
     throw std::invalid_argument("a product takes M >= 0 rows and one address per weight");
   }
@@ -173,7 +174,24 @@ void run(const Gemm& gemm, uintptr_t x, int64_t M, const nb::sequence& y, bool a
     outputs.push_back(reinterpret_cast<float*>(nb::cast<uintptr_t>(y[i])));
   }
   const nb::gil_scoped_release release;
-  gemm.run(reinterpret_cast<const float*>(x), M, outputs.data(), add);
+  gemm.run(x, M, outputs.data(), add);
+}
+
+const float* floats(uintptr_t address) { return reinterpret_cast<const float*>(address); }
+
+void run_plain(const Gemm& gemm, uintptr_t x, int64_t M, const nb::sequence& y, bool add) {
+  run(gemm, {fewbits::RowSource::Kind::plain, floats(x), nullptr}, M, y, add);
+}
+
+void run_norm(const Gemm& gemm, uintptr_t x, uintptr_t weight, float eps, float offset, int64_t M,
+              const nb::sequence& y, bool add) {
+  run(gemm, {fewbits::RowSource::Kind::rms_norm, floats(x), floats(weight), eps, offset}, M, y,
+      add);
+}
+
+void run_gated(const Gemm& gemm, uintptr_t gate, uintptr_t up, int64_t M, const nb::sequence& y,
+               bool add) {
+  run(gemm, {fewbits::RowSource::Kind::silu_mul, floats(gate), floats(up)}, M, y, add);
 }
 
 }  // namespace
@@ -228,7 +246,11 @@ NB_MODULE(_native, m) {
             new (self) Gemm({products.begin(), products.end()});
           },
           nb::arg("products"))
-      .def("run", &run, nb::arg("x"), nb::arg("M"), nb::arg("y"), nb::arg("add"))
+      .def("run", &run_plain, nb::arg("x"), nb::arg("M"), nb::arg("y"), nb::arg("add"))
+      .def("run_norm", &run_norm, nb::arg("x"), nb::arg("weight"), nb::arg("eps"),
+           nb::arg("offset"), nb::arg("M"), nb::arg("y"), nb::arg("add"))
+      .def("run_gated", &run_gated, nb::arg("gate"), nb::arg("up"), nb::arg("M"), nb::arg("y"),
+           nb::arg("add"))
       .def_prop_ro("K", &Gemm::K);
 
   bind_attention(m);

@@ -102,6 +102,12 @@ class Gemm:
         x and y_i are addresses of contiguous float32 [M, K] and [M, N_i]. The caller answers for them.
         """
 
+    def run_norm(self, x: int, weight: int, eps: float, offset: float, M: int, y: Sequence[int], add: bool) -> None:
+        """`run` of the rows that `rms_norm` makes of x [M, K]; a row at a time, and none is stored."""
+
+    def run_gated(self, gate: int, up: int, M: int, y: Sequence[int], add: bool) -> None:
+        """`run` of the rows that `silu_mul` makes of gate and up [M, K]; a row at a time, and none is stored."""
+
     @property
     def K(self) -> int: ...
 

@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fewbits.kernels.arithmetic import Arithmetic
-from fewbits.kernels.cpu.arrays import empty
 from fewbits.kernels.cpu.container import Container, codes_of, container, parameters, zeros_of
 from fewbits.kernels.tasks import Run, at_once
 from fewbits.qweight import QLinear
@@ -97,6 +96,7 @@ def pack(table: QLinear, run: Run = at_once) -> PackedTable:
 
 def bind(tables: Sequence[PackedTable]) -> Callable[[Array], Array]:
     from fewbits import _native
+    from fewbits.kernels.cpu.arrays import empty
 
     (table,) = tables
     K, gather, address, order = table.rows.K, table.rows.rows, _native.address, table.order
