@@ -149,7 +149,7 @@ def read_header(path: Path, file: int) -> tuple[dict[str, TensorInfo], bool]:
             raise _bad_header(path, f"{size} bytes can't hold a header of {length} bytes and its length")
         data = stream.read(length)
     start = 8 + length
-    # As the library writes it, in a fifth of the time; else step by step.
+    # As the library writes it, in a seventh of the time; else step by step.
     found = _native.read_header(data, _BITS, TensorInfo, file, start)
     tensors, end = found if found is not None else _parsed(path, file, data, start)
     if end == size or size == start:

@@ -55,7 +55,7 @@ class _Notices:
 
 
 class _Known(NamedTuple):
-    """What modules that are alike have in common; their execution only where no module's name and place decide it."""
+    """What modules that are alike have in common; `execution` is of those that the model doesn't ask for."""
 
     resolved: Resolved
     dtype: str
@@ -145,7 +145,7 @@ class _Planner:
         resolved, dtype, execution = known
         for code, text in resolved.notices:
             self.warnings.add(code, name, text)
-        if execution is None:
+        if execution is None or need is not None:
             execution = self._execution(name, kind, resolved, stored.get("bias"))
             alike = need is None and "bias" not in stored and resolved.error is None
             if alike and execution.executed_as != "refused" and key in self._known:
