@@ -16,9 +16,10 @@
 
 namespace nb = nanobind;
 
-// Each kernel family binds its own functions.
+// Each kernel family binds its own functions, and so does the reader of headers.
 void bind_attention(nb::module_& m);
 void bind_elementwise(nb::module_& m);
+void bind_header(nb::module_& m);
 
 namespace {
 
@@ -255,4 +256,5 @@ NB_MODULE(_native, m) {
 
   bind_attention(m);
   bind_elementwise(m);
+  bind_header(m);
 }

@@ -1,11 +1,12 @@
-"""The native kernels: packed weights and products, attention, elementwise operations."""
+"""The native kernels: packed weights and products, attention, elementwise operations; and the reader of headers."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
+Tensor = TypeVar("Tensor", bound=tuple[Any, ...])
 
 def cpu_features() -> dict[str, bool]: ...
 def supported_tiers() -> list[str]:
@@ -32,6 +33,15 @@ def dot_rate(dot: str) -> float:
     """Multiply-accumulates per second of all threads, in a few milliseconds; dot: "f32", "bf16" or "int8".
 
     0 where the tier in use has no instruction for it.
+    """
+
+def read_header(
+    text: bytes, bits: dict[str, int], info: type[Tensor], file: int, start: int
+) -> tuple[dict[str, Tensor], int] | None:
+    """The tensors of a safetensors header by name, and where the last one ends; `start` is where the first begins.
+
+    bits: those of an element, by dtype. info: a subclass of tuple for (dtype, shape, file, begin, nbytes). None where
+    the text isn't in the very form that native/header.h shows, whatever it is then.
     """
 
 def address(array: Array) -> int:
