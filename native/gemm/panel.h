@@ -39,6 +39,7 @@ constexpr int kPrefetchWords = 48;
 // than memory, and all lines are asked for; below, one of four: to ask for all then costs a third.
 constexpr int kSlowPass = 8;
 constexpr int kLineRows = 16;  // rows of a panel in a cache line
+constexpr int kPanelLines = kPanelRows / kLineRows;
 
 // With groups of at most this many codes it pays to keep totals in registers, and so to take fewer
 // rows at once: they are changed every few products.
@@ -58,32 +59,27 @@ struct Block {
   int64_t rows;              // of x that it is multiplied with
 };
 
-// What a pass over a block asks for with each line of words or operands that it reads.
+// What a pass asks for with each line of words or operands that it reads: `lines` cache lines, from
+// `words` on and `stride` further each time.
 struct Ahead {
-  const uint32_t* words;  // with the first
-  int begin, end;         // rows of the panel
+  const uint32_t* words;
+  int64_t stride;
+  int lines;
 };
 
-// Rows of a word that a step reads: an operand is only a part of them.
-template <class Dot, WeightKind kind, bool decoded>
-constexpr int kFetchedRows = kPanelRows / (decoded ? Dot::template steps<kind> : 1);
-
 template <class Dot, WeightKind kind, bool decoded, int rows>
-FEWBITS_INLINE Ahead ahead_of(const Block& block, int64_t m, int n) {
-  // The first strip asks for all: a pass over some lines of every four is what the hardware doesn't
-  // foresee.
-  if (n != 0) return {block.words, 0, 0};
+FEWBITS_INLINE Ahead ahead_of(const Block& block, int64_t m) {
   if (rows >= block.rows) {
     constexpr int kDots = rows * Dot::template steps<kind> * Dot::kValueWords;
     constexpr bool kSlow = kDots + Dot::template decode_operations<kind> >= kSlowPass;
-    return {block.words + kPrefetchWords * kPanelRows, 0, kSlow ? kPanelRows : kLineRows};
+    return {block.words + kPrefetchWords * kPanelRows, kPanelRows, kSlow ? kPanelLines : 1};
   }
-  constexpr int kFetched = kFetchedRows<Dot, kind, decoded>;
-  constexpr int kLines = kFetched < kLineRows ? 1 : kFetched / kLineRows;
-  const auto lines = [&block](int64_t row) {
-    return static_cast<int>(kLines * row / block.rows) * kLineRows;
-  };
-  return {block.words + block.count * kPanelRows, lines(m), lines(m + rows)};
+  // The next block is shared out by rows of x.
+  const int64_t size = block.count * kPanelRows;
+  constexpr int kParts = decoded ? Dot::template steps<kind> : 1;
+  const int64_t stride = (kPanelRows / kParts * rows + block.rows - 1) / block.rows;
+  return {block.words + size + size * m / block.rows, stride,
+          static_cast<int>((stride + kLineRows - 1) / kLineRows)};
 }
 
 // Zero points and what decoding leaves in a code are taken out by the sums of x.
@@ -116,18 +112,23 @@ FEWBITS_INLINE void multiply_span(const Block& block, int64_t begin, int64_t end
       (decoded ? block.operands + begin * kSteps * kPanelRows : block.words + begin * kPanelRows) +
       n;
   const uint32_t* const last = line + (end - begin) * (decoded ? kSteps : 1) * kPanelRows;
-  const uint32_t* fetched = ahead.words + begin * kPanelRows;
+  const uint32_t* fetched = ahead.words + begin * (decoded ? kSteps : 1) * ahead.stride;
   x += begin * kSteps * Dot::kValueWords;
   // The loop's first pass is unconditional: with a way around it GCC keeps the sums in memory.
   do {
-    for (int row = ahead.begin; row < ahead.end; row += kLineRows) {
-      _mm_prefetch(fetched + row, _MM_HINT_T1);
+    // Where codes were decoded once, rows are so many that a line each time is enough. The first
+    // strip asks for all: a pass over some lines of every four is what the hardware doesn't
+    // foresee.
+    for (int i = 0; n == 0 && i < (decoded ? 1 : ahead.lines); ++i) {
+      _mm_prefetch(fetched + i * kLineRows, _MM_HINT_T1);
     }
-    fetched += kFetchedRows<Dot, kind, decoded>;
+    fetched += ahead.stride;
     if constexpr (decoded) {
       typename Dot::Operand weights[Dot::kTiles];
       for (int t = 0; t < Dot::kTiles; ++t) {
         weights[t] = Dot::load_operand(line + t * Dot::kLanes);
+        // Else GCC loads the operands anew for each row.
+        asm("" : "+v"(weights[t]));
       }
       for (int m = 0; m < rows; ++m) {
         const typename Dot::Value value = Dot::broadcast(x + m * x_stride);
@@ -214,7 +215,7 @@ __attribute__((noinline)) static void multiply(const Block& block, const GemmInp
   constexpr int kSteps = Dot::template steps<kind>;
   const int64_t first_word = block.begin->word_begin;
   const uint32_t* x = in.values + m * in.value_stride + first_word * kSteps * Dot::kValueWords;
-  const Ahead ahead = ahead_of<Dot, kind, decoded, rows>(block, m, n);
+  const Ahead ahead = ahead_of<Dot, kind, decoded, rows>(block, m);
   Totals<Dot, kind, scaled, rows> totals(block, in, m, n, memory);
   for (const Span* span = block.begin; span < block.end; ++span) {
     typename Dot::Sum sum[rows][Dot::kTiles];
@@ -279,8 +280,8 @@ static void panel(const GemmPanel& p, const GemmInput& in, int64_t rows, float* 
     const Span* const spans = p.list.spans;
     const int64_t word = spans[begin].word_begin, words = spans[end - 1].word_end - word;
     const int64_t group = spans[begin].group, groups = spans[end - 1].group + 1 - group;
-    Block block{spans + begin, spans + end, begin,  p.words + word * kPanelRows,
-                nullptr,       scales,      offsets, words, rows};
+    Block block{spans + begin, spans + end, begin, p.words + word * kPanelRows, nullptr, scales,
+                offsets,       words,       rows};
     if (p.scale_kind == ScaleKind::f32 && !p.shared) {
       block.scale = static_cast<const float*>(p.scale) + group * kPanelRows;
     } else {
