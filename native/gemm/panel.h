@@ -29,13 +29,17 @@
 namespace fewbits {
 namespace {
 
-// Weights are asked for this many words ahead, across the end of a panel into the next, and only
-// for the second-level cache: the hardware's own prefetcher follows what misses the first.
+// Weights are asked for ahead, across the end of a panel into the next, and only for the
+// second-level cache: the hardware's own prefetcher follows what misses the first. Where all rows
+// take part in one pass over a block, it asks for what it reads this many words later; several
+// passes share the lines of the next block among them, so that memory is read all the time and not
+// by the first pass alone.
 constexpr int kPrefetchWords = 48;
 // From this many operations on a register of words, dots and what decoding takes, a pass is slower
 // than memory, and all lines are asked for; below, one of four: to ask for all then costs a third.
 constexpr int kSlowPass = 8;
 constexpr int kLineRows = 16;  // rows of a panel in a cache line
+constexpr int kPanelLines = kPanelRows / kLineRows;
 
 // With groups of at most this many codes it pays to keep totals in registers, and so to take fewer
 // rows at once: they are changed every few products.
@@ -51,7 +55,32 @@ struct Block {
   const uint32_t* operands;  // decoded: [word][step][64]
   const float* scale;        // [groups][64]
   const float* offset;       // [groups][64], where the kind has sums
+  int64_t count;             // words of a row
+  int64_t rows;              // of x that it is multiplied with
 };
+
+// What a pass asks for with each line of words or operands that it reads: `lines` cache lines, from
+// `words` on and `stride` further each time.
+struct Ahead {
+  const uint32_t* words;
+  int64_t stride;
+  int lines;
+};
+
+template <class Dot, WeightKind kind, bool decoded, int rows>
+FEWBITS_INLINE Ahead ahead_of(const Block& block, int64_t m) {
+  if (rows >= block.rows) {
+    constexpr int kDots = rows * Dot::template steps<kind> * Dot::kValueWords;
+    constexpr bool kSlow = kDots + Dot::template decode_operations<kind> >= kSlowPass;
+    return {block.words + kPrefetchWords * kPanelRows, kPanelRows, kSlow ? kPanelLines : 1};
+  }
+  // The next block is shared out by rows of x.
+  const int64_t size = block.count * kPanelRows;
+  constexpr int kParts = decoded ? Dot::template steps<kind> : 1;
+  const int64_t stride = (kPanelRows / kParts * rows + block.rows - 1) / block.rows;
+  return {block.words + size + size * m / block.rows, stride,
+          static_cast<int>((stride + kLineRows - 1) / kLineRows)};
+}
 
 // Zero points and what decoding leaves in a code are taken out by the sums of x.
 constexpr bool has_sums(WeightKind kind) {
@@ -73,43 +102,33 @@ FEWBITS_INLINE void multiply_word(const typename Dot::Words (&words)[Dot::kTiles
   }
 }
 
-// One word of every row of a strip.
-template <class Dot, WeightKind kind, int rows>
-FEWBITS_INLINE void multiply_line(const uint32_t* line, const uint32_t* x, int64_t x_stride, int n,
-                                  typename Dot::Sum (&sum)[rows][Dot::kTiles]) {
-  // The first strip fetches for all: a pass over some lines of every four is what the hardware
-  // doesn't foresee.
-  constexpr int kDots = rows * Dot::template steps<kind> * Dot::kValueWords;
-  constexpr bool kSlow = kDots + Dot::template decode_operations<kind> >= kSlowPass;
-  for (int row = 0; n == 0 && row < (kSlow ? kPanelRows : 1); row += kLineRows) {
-    _mm_prefetch(line + row + kPrefetchWords * kPanelRows, _MM_HINT_T1);
-  }
-  typename Dot::Words words[Dot::kTiles];
-  for (int t = 0; t < Dot::kTiles; ++t) {
-    words[t] = Dot::load_words(line + t * Dot::kLanes);
-    // Else GCC loads the words anew for each step, where sums leave registers for them.
-    if constexpr (rows <= Dot::kRowsBesideWords) asm("" : "+v"(words[t]));
-  }
-  multiply_word<Dot, kind, rows>(words, x, x_stride, sum);
-}
-
 // The words [begin, end) of a block, at least one, times `rows` rows of x.
 template <class Dot, WeightKind kind, bool decoded, int rows>
 FEWBITS_INLINE void multiply_span(const Block& block, int64_t begin, int64_t end, const uint32_t* x,
-                                  int64_t x_stride, int n,
+                                  int64_t x_stride, int n, const Ahead& ahead,
                                   typename Dot::Sum (&sum)[rows][Dot::kTiles]) {
   constexpr int kSteps = Dot::template steps<kind>;
   const uint32_t* line =
       (decoded ? block.operands + begin * kSteps * kPanelRows : block.words + begin * kPanelRows) +
       n;
   const uint32_t* const last = line + (end - begin) * (decoded ? kSteps : 1) * kPanelRows;
+  const uint32_t* fetched = ahead.words + begin * (decoded ? kSteps : 1) * ahead.stride;
   x += begin * kSteps * Dot::kValueWords;
   // The loop's first pass is unconditional: with a way around it GCC keeps the sums in memory.
   do {
+    // Where codes were decoded once, rows are so many that a line each time is enough. The first
+    // strip asks for all: a pass over some lines of every four is what the hardware doesn't
+    // foresee.
+    for (int i = 0; n == 0 && i < (decoded ? 1 : ahead.lines); ++i) {
+      _mm_prefetch(fetched + i * kLineRows, _MM_HINT_T1);
+    }
+    fetched += ahead.stride;
     if constexpr (decoded) {
       typename Dot::Operand weights[Dot::kTiles];
       for (int t = 0; t < Dot::kTiles; ++t) {
         weights[t] = Dot::load_operand(line + t * Dot::kLanes);
+        // Else GCC loads the operands anew for each row.
+        asm("" : "+v"(weights[t]));
       }
       for (int m = 0; m < rows; ++m) {
         const typename Dot::Value value = Dot::broadcast(x + m * x_stride);
@@ -117,7 +136,13 @@ FEWBITS_INLINE void multiply_span(const Block& block, int64_t begin, int64_t end
       }
       x += Dot::kValueWords;
     } else {
-      multiply_line<Dot, kind, rows>(line, x, x_stride, n, sum);
+      typename Dot::Words words[Dot::kTiles];
+      for (int t = 0; t < Dot::kTiles; ++t) {
+        words[t] = Dot::load_words(line + t * Dot::kLanes);
+        // Else GCC loads the words anew for each step, where sums leave registers for them.
+        if constexpr (rows <= Dot::kRowsBesideWords) asm("" : "+v"(words[t]));
+      }
+      multiply_word<Dot, kind, rows>(words, x, x_stride, sum);
       x += kSteps * Dot::kValueWords;
     }
     line += kPanelRows;
@@ -153,6 +178,7 @@ struct Totals {
 
   FEWBITS_MEMBER void add(const Span* span, const typename Dot::Sum (&sum)[rows][Dot::kTiles]) {
     const int64_t group = int64_t{span->group - block.begin->group} * kPanelRows + n;
+#pragma GCC unroll 4
     for (int t = 0; t < Dot::kTiles; ++t) {
       const Float scale = Dot::load(block.scale + group + t * Dot::kLanes);
       Float offset;
@@ -189,6 +215,7 @@ __attribute__((noinline)) static void multiply(const Block& block, const GemmInp
   constexpr int kSteps = Dot::template steps<kind>;
   const int64_t first_word = block.begin->word_begin;
   const uint32_t* x = in.values + m * in.value_stride + first_word * kSteps * Dot::kValueWords;
+  const Ahead ahead = ahead_of<Dot, kind, decoded, rows>(block, m);
   Totals<Dot, kind, scaled, rows> totals(block, in, m, n, memory);
   for (const Span* span = block.begin; span < block.end; ++span) {
     typename Dot::Sum sum[rows][Dot::kTiles];
@@ -197,7 +224,7 @@ __attribute__((noinline)) static void multiply(const Block& block, const GemmInp
     }
     multiply_span<Dot, kind, decoded, rows>(block, span->word_begin - first_word,
                                             span->word_end - first_word, x, in.value_stride, n,
-                                            sum);
+                                            ahead, sum);
     totals.add(span, sum);
   }
   totals.store();
@@ -213,10 +240,9 @@ FEWBITS_INLINE void multiply_strips(const Block& block, const GemmInput& in, int
 
 // All rows, the most at once that `at_once` and the registers allow; padding rows may take part.
 template <class Dot, WeightKind kind, bool decoded, bool scaled>
-static void multiply_rows(const Block& block, const GemmInput& in, int64_t rows, int at_once,
-                          float* totals) {
-  for (int64_t m = 0; m < rows;) {
-    const int64_t left = rows - m;
+static void multiply_rows(const Block& block, const GemmInput& in, int at_once, float* totals) {
+  for (int64_t m = 0; m < block.rows;) {
+    const int64_t left = block.rows - m;
     if (Dot::kMaxRows >= 3 && at_once == 3 && left >= 3) {
       multiply_strips<Dot, kind, decoded, scaled, Dot::kMaxRows >= 3 ? 3 : 1>(block, in, m, totals);
       m += 3;
@@ -254,8 +280,8 @@ static void panel(const GemmPanel& p, const GemmInput& in, int64_t rows, float* 
     const Span* const spans = p.list.spans;
     const int64_t word = spans[begin].word_begin, words = spans[end - 1].word_end - word;
     const int64_t group = spans[begin].group, groups = spans[end - 1].group + 1 - group;
-    Block block{spans + begin, spans + end, begin,  p.words + word * kPanelRows,
-                nullptr,       scales,      offsets};
+    Block block{spans + begin, spans + end, begin, p.words + word * kPanelRows, nullptr, scales,
+                offsets,       words,       rows};
     if (p.scale_kind == ScaleKind::f32 && !p.shared) {
       block.scale = static_cast<const float*>(p.scale) + group * kPanelRows;
     } else {
@@ -279,12 +305,12 @@ static void panel(const GemmPanel& p, const GemmInput& in, int64_t rows, float* 
         }
         block.operands = operands;
         multiply_rows<Dot, kind, true, scaled>(
-            block, in, rows, small ? Dot::kRowsWithTotals : Dot::kMaxRows, totals);
+            block, in, small ? Dot::kRowsWithTotals : Dot::kMaxRows, totals);
         continue;
       }
     }
     constexpr int kAtOnce = kSteps > 1 ? Dot::template decoding_rows<kind> : Dot::kMaxRows;
-    multiply_rows<Dot, kind, false, scaled>(block, in, rows, kAtOnce, totals);
+    multiply_rows<Dot, kind, false, scaled>(block, in, kAtOnce, totals);
   }
 }
 
