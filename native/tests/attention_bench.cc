@@ -93,7 +93,9 @@ void measure(const Limits& limits, const Kind& kind, const Shape& shape, int seq
   const Buffer keys(bytes * turns), values(bytes * turns);
   std::vector<int32_t> table(all), query_start{0}, kv_len(sequences, length);
   for (int i = 0; i < all; ++i) table[i] = static_cast<int32_t>((int64_t{i} * 7919) % all);
-  std::vector<float> query(int64_t{T} * shape.heads * shape.D, 0.5f), out(query.size());
+  const int64_t channels = int64_t{T} * shape.heads * shape.D;
+  const Buffer query(channels * sizeof(float)), out(channels * sizeof(float));
+  std::fill_n(query.as<float>(), channels, 0.5f);
   std::vector<float> scales(slots, 1.0f);
   std::vector<int64_t> positions;
   for (int s = 0; s < sequences; ++s) {
@@ -101,8 +103,8 @@ void measure(const Limits& limits, const Kind& kind, const Shape& shape, int seq
     query_start.push_back((s + 1) * rows);
   }
   Attend task{};
-  task.query = query.data();
-  task.out = out.data();
+  task.query = query.as<float>();
+  task.out = out.as<float>();
   task.T = T;
   task.heads = shape.heads;
   task.kv_heads = shape.kv_heads;
