@@ -250,7 +250,7 @@ class Attention {
     const int end = static_cast<int>(std::min<int64_t>(highest - chunk_begin, kChunk));
     const int64_t look_ahead = std::min({highest, shared_end, chunk_begin + kChunk + kLookAhead});
     fill_pointers(scratch, item, sees_[item.token_begin + token_begin], chunk_begin,
-                  chunk_begin + begin, std::max(chunk_begin + end, look_ahead));
+                  chunk_begin + begin, chunk_begin + end, std::max(chunk_begin + end, look_ahead));
     AttendChunk task;
     const int64_t row = static_cast<int64_t>(token_begin) * group_;
     task.rows = (token_end - token_begin) * group_;
@@ -275,29 +275,26 @@ class Attention {
   }
 
   // Addresses and scales of positions [begin, end), the first of which is in the chunk; before and
-  // after them the first one's is repeated.
+  // after them the first one's is repeated, as far as a kernel looks for positions up to `seen`.
   void fill_pointers(Scratch& scratch, const Item& item, const Visible& sees, int64_t chunk,
-                     int64_t begin, int64_t end) const {
+                     int64_t begin, int64_t seen, int64_t end) const {
     const int64_t row_bytes = task_.D * element_size(task_.kind);
     const int64_t past = past_of(task_, item.sequence);
+    const bool listed = listed_[item.sequence];
     const int32_t* pages =
         task_.block_table + static_cast<int64_t>(item.sequence) * task_.max_pages;
-    const auto row_of = [&](int64_t entry) {
-      const int64_t page = pages[entry / task_.page_size];
-      return (page * task_.kv_heads + item.kv_head) * task_.page_size + entry % task_.page_size;
-    };
     const char* key_cache = static_cast<const char*>(task_.key_cache);
     const char* value_cache = static_cast<const char*>(task_.value_cache);
     for (int64_t position = begin; position < end;) {
-      const bool listed = listed_[item.sequence] && position >= past;
-      const int64_t entry = listed ? past + sees.listed[position - past] : position;
+      const bool alone = listed && position >= past;
+      const int entry = static_cast<int>(alone ? past + sees.listed[position - past] : position);
+      const int64_t page = pages[entry / task_.page_size], offset = entry % task_.page_size;
+      const int64_t row = (page * task_.kv_heads + item.kv_head) * task_.page_size + offset;
+      const int64_t at = position - chunk;
       // Entries of one page follow each other.
       int64_t run = 1;
-      if (!listed) {
-        run = std::min(end - position, task_.page_size - entry % task_.page_size);
-        if (listed_[item.sequence]) run = std::min(run, past - position);
-      }
-      const int64_t row = row_of(entry), at = position - chunk;
+      if (!alone)
+        run = std::min((listed ? std::min(end, past) : end) - position, task_.page_size - offset);
       for (int64_t i = 0; i < run; ++i) {
         scratch.key_rows[at + i] = key_cache + (row + i) * row_bytes;
         scratch.value_rows[at + i] = value_cache + (row + i) * row_bytes;
@@ -310,13 +307,16 @@ class Attention {
       }
       position += run;
     }
+    const void* const key_row = scratch.key_rows[begin - chunk];
+    const void* const value_row = scratch.value_rows[begin - chunk];
     const auto repeat_first = [&](int64_t from, int64_t to) {
-      std::fill(scratch.key_rows + from, scratch.key_rows + to, scratch.key_rows[begin - chunk]);
-      std::fill(scratch.value_rows + from, scratch.value_rows + to,
-                scratch.value_rows[begin - chunk]);
+      for (int64_t i = from; i < to; ++i) {
+        scratch.key_rows[i] = key_row;
+        scratch.value_rows[i] = value_row;
+      }
     };
     repeat_first(0, begin - chunk);
-    repeat_first(end - chunk, kChunk + kLookAhead);
+    repeat_first(end - chunk, (seen - chunk + 15) / 16 * 16 + kLookAhead);
   }
 
   void start_total(const Item& item, const Running& total) const {
