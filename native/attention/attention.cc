@@ -137,12 +137,13 @@ class Attention {
     }
   }
 
-  // Of queries or outputs: an item's lie in short pieces, which the hardware doesn't foresee.
+  // Of queries or outputs: an item's lie in short pieces, which the hardware doesn't foresee. GCC
+  // removes calls of a function that does nothing but prefetch, hence inlined.
   __attribute__((always_inline)) void prefetch_rows(const float* rows, const Item& item) const {
-    const int64_t step = 16;
+    constexpr int kLine = 16;
     for (int64_t t = item.token_begin; t < item.token_end; ++t) {
       const float* row = rows + (t * task_.heads + item.kv_head * group_) * task_.D;
-      for (int64_t d = 0; d < group_ * task_.D; d += step) __builtin_prefetch(row + d, 0, 2);
+      for (int d = 0; d < group_ * task_.D; d += kLine) __builtin_prefetch(row + d, 0, 2);
     }
   }
 
@@ -286,15 +287,17 @@ class Attention {
     const char* key_cache = static_cast<const char*>(task_.key_cache);
     const char* value_cache = static_cast<const char*>(task_.value_cache);
     for (int64_t position = begin; position < end;) {
-      const bool alone = listed && position >= past;
+      const bool alone = listed && position >= past;  // of the batch, and looked up
       const int entry = static_cast<int>(alone ? past + sees.listed[position - past] : position);
       const int64_t page = pages[entry / task_.page_size], offset = entry % task_.page_size;
       const int64_t row = (page * task_.kv_heads + item.kv_head) * task_.page_size + offset;
       const int64_t at = position - chunk;
       // Entries of one page follow each other.
       int64_t run = 1;
-      if (!alone)
-        run = std::min((listed ? std::min(end, past) : end) - position, task_.page_size - offset);
+      if (!alone) {
+        const int64_t shared_end = listed ? std::min(end, past) : end;
+        run = std::min(shared_end - position, task_.page_size - offset);
+      }
       for (int64_t i = 0; i < run; ++i) {
         scratch.key_rows[at + i] = key_cache + (row + i) * row_bytes;
         scratch.value_rows[at + i] = value_cache + (row + i) * row_bytes;

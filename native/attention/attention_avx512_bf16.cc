@@ -2,14 +2,15 @@
 // as VDPBF16PS takes them: of channels for q k^T, of positions for the values. The order of
 // accumulation is that of attention.h.
 //
-// Few rows use keys and values as soon as they are paired, in registers. For many rows they are
+// Up to eight rows use keys and values as soon as they are paired, in registers. For more they are
 // paired once per chunk, into
 //
 //     key_scratch    blocks of 64 positions   [pair of channels][64 positions]
 //     value_scratch  [pair of positions][stride channels]
 //
-// and rows take turns in groups: a block of keys or values and the scores of a group stay in the
-// first-level cache.
+// and rows take turns in groups: a block of keys and the scores of a group stay in the first-level
+// cache. Values come from the second level, which is fast enough for four rows at once; in blocks
+// they would cost more for the sums, which are loaded and stored for each.
 #include "attention/append.h"
 #include "attention/bf16_scores.h"
 #include "attention/bf16_values.h"
@@ -23,7 +24,7 @@ namespace {
 template <typename Weigh>
 FEWBITS_INLINE void finish_rows(const AttendChunk& chunk, int row, int rows, Weigh weigh) {
   float maxima[kRowGroup], sums[kRowGroup];
-  // Row after row of one thing: no row waits for another's maximum.
+  // One thing for all rows, then the next: while a row waits for its maximum, others go on.
   for (int r = 0; r < rows; ++r) maxima[r] = finish_scores(chunk, row + r);
   for (int r = 0; r < rows; ++r) sums[r] = weights_of_scores(chunk, row + r, maxima[r]);
   const int64_t start = static_cast<int64_t>(row) * chunk.stride;
