@@ -4,7 +4,8 @@
 
 makes a folder with headers, an index and no data: a mixture of experts with packed int4 weights, three tensors
 a projection. Then a fresh process plans it, and another one prints it as JSON. Targets, for a million tensors
-across 200 shards: planned in 6 s, printed as JSON in 10 s (planning included), in 2 GB.
+across 200 shards: planned in 6 s, printed as JSON in 10 s (planning included), in 2 GB. An idle Zen 4
+takes 3.3 s, 4.4 s and 0.5 GB.
 """
 
 from __future__ import annotations

@@ -10,14 +10,16 @@
 
 #include "cpu.h"
 #include "gemm/gemm.h"
+#include "memory.h"
 #include "rates/rates.h"
 #include "threads.h"
 
 namespace nb = nanobind;
 
-// Each kernel family binds its own functions.
+// Each kernel family binds its own functions, and so does the reader of headers.
 void bind_attention(nb::module_& m);
 void bind_elementwise(nb::module_& m);
+void bind_header(nb::module_& m);
 
 namespace {
 
@@ -60,6 +62,19 @@ void set_thread_count(int count) {
 // NumPy's own array.ctypes.data takes five times as long.
 uintptr_t address(const nb::ndarray<nb::ro, nb::c_contig, nb::device::cpu>& array) {
   return reinterpret_cast<uintptr_t>(array.data());
+}
+
+// An array's memory goes back to the pool, whose calls the GIL keeps apart, when its last user lets
+// go.
+nb::ndarray<nb::numpy, float, nb::ndim<2>> pooled(size_t rows, size_t columns) {
+  static fewbits::BufferPool* const pool = new fewbits::BufferPool;  // outlives every array
+  auto* const buffer = new fewbits::Buffer(pool->take(rows * columns * sizeof(float)));
+  const nb::capsule owner(buffer, [](void* taken) noexcept {
+    auto* const given = static_cast<fewbits::Buffer*>(taken);
+    pool->give_back(std::move(*given));
+    delete given;
+  });
+  return {buffer->as<float>(), {rows, columns}, owner};
 }
 
 // The data of a C-contiguous array of the given type and shape.
@@ -149,7 +164,8 @@ void make_product(Product* self, std::shared_ptr<PackedWeight> weight,
                      vector_of<float>(row_sums, "row sums", "float32")};
 }
 
-void run(const Gemm& gemm, uintptr_t x, int64_t M, const nb::sequence& y, bool add) {
+void run(const Gemm& gemm, const fewbits::RowSource& x, int64_t M, const nb::sequence& y,
+         bool add) {
   if (M < 0 || nb::len(y) != gemm.size()) {
     throw std::invalid_argument("a product takes M >= 0 rows and one address per weight");
   }
@@ -159,7 +175,24 @@ void run(const Gemm& gemm, uintptr_t x, int64_t M, const nb::sequence& y, bool a
     outputs.push_back(reinterpret_cast<float*>(nb::cast<uintptr_t>(y[i])));
   }
   const nb::gil_scoped_release release;
-  gemm.run(reinterpret_cast<const float*>(x), M, outputs.data(), add);
+  gemm.run(x, M, outputs.data(), add);
+}
+
+const float* floats(uintptr_t address) { return reinterpret_cast<const float*>(address); }
+
+void run_plain(const Gemm& gemm, uintptr_t x, int64_t M, const nb::sequence& y, bool add) {
+  run(gemm, {fewbits::RowSource::Kind::plain, floats(x), nullptr}, M, y, add);
+}
+
+void run_norm(const Gemm& gemm, uintptr_t x, uintptr_t weight, float eps, float offset, int64_t M,
+              const nb::sequence& y, bool add) {
+  run(gemm, {fewbits::RowSource::Kind::rms_norm, floats(x), floats(weight), eps, offset}, M, y,
+      add);
+}
+
+void run_gated(const Gemm& gemm, uintptr_t gate, uintptr_t up, int64_t M, const nb::sequence& y,
+               bool add) {
+  run(gemm, {fewbits::RowSource::Kind::silu_mul, floats(gate), floats(up)}, M, y, add);
 }
 
 }  // namespace
@@ -180,6 +213,8 @@ NB_MODULE(_native, m) {
       nb::arg("dot"), nb::call_guard<nb::gil_scoped_release>());
 
   m.def("address", &address, nb::arg("array").noconvert());
+
+  m.def("pooled", &pooled, nb::arg("rows"), nb::arg("columns"));
 
   nb::class_<PackedWeight>(m, "PackedWeight")
       .def(
@@ -212,9 +247,14 @@ NB_MODULE(_native, m) {
             new (self) Gemm({products.begin(), products.end()});
           },
           nb::arg("products"))
-      .def("run", &run, nb::arg("x"), nb::arg("M"), nb::arg("y"), nb::arg("add"))
+      .def("run", &run_plain, nb::arg("x"), nb::arg("M"), nb::arg("y"), nb::arg("add"))
+      .def("run_norm", &run_norm, nb::arg("x"), nb::arg("weight"), nb::arg("eps"),
+           nb::arg("offset"), nb::arg("M"), nb::arg("y"), nb::arg("add"))
+      .def("run_gated", &run_gated, nb::arg("gate"), nb::arg("up"), nb::arg("M"), nb::arg("y"),
+           nb::arg("add"))
       .def_prop_ro("K", &Gemm::K);
 
   bind_attention(m);
   bind_elementwise(m);
+  bind_header(m);
 }

@@ -4,6 +4,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <new>
 
@@ -12,6 +13,7 @@ namespace {
 
 constexpr size_t kCacheLine = 64;
 constexpr size_t kHugePage = size_t{2} << 20;
+constexpr size_t kMostKept = 12;  // more than a layer has at once
 constexpr size_t kPage = size_t{64}
                          << 10;  // the largest page that systems use, a multiple of others
 
@@ -54,6 +56,26 @@ Buffer::~Buffer() {
   } else {
     free(data_);
   }
+}
+
+namespace {
+
+bool smaller(const Buffer& buffer, size_t bytes) { return buffer.bytes() < bytes; }
+
+}  // namespace
+
+Buffer BufferPool::take(size_t bytes) {
+  const auto found = std::lower_bound(kept_.begin(), kept_.end(), bytes, smaller);
+  if (found == kept_.end()) return Buffer(bytes);
+  Buffer buffer = std::move(*found);
+  kept_.erase(found);
+  return buffer;
+}
+
+void BufferPool::give_back(Buffer buffer) {
+  kept_.insert(std::lower_bound(kept_.begin(), kept_.end(), buffer.bytes(), smaller),
+               std::move(buffer));
+  if (kept_.size() > kMostKept) kept_.erase(kept_.begin());
 }
 
 }  // namespace fewbits

@@ -4,6 +4,7 @@
 #include <stddef.h>
 
 #include <utility>
+#include <vector>
 
 namespace fewbits {
 
@@ -30,6 +31,19 @@ class Buffer {
  private:
   void* data_ = nullptr;
   size_t bytes_ = 0;
+};
+
+// Buffers that are given back and taken again. Fresh memory costs a fault for each of its pages,
+// which took a tenth of a prefill (bench/log.md). For one thread at a time.
+class BufferPool {
+ public:
+  // Of `bytes` at least; its contents are whatever was there.
+  Buffer take(size_t bytes);
+  void give_back(Buffer buffer);
+  size_t kept() const { return kept_.size(); }
+
+ private:
+  std::vector<Buffer> kept_;  // the smallest first
 };
 
 }  // namespace fewbits

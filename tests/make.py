@@ -51,8 +51,10 @@ class Raw(NamedTuple):
 
 
 def file_bytes(header: Any, data: bytes = b"", length: int | None = None) -> bytes:
-    """A safetensors file with this header (an object or bytes), true or not; `length` overrides its length."""
-    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    """A safetensors file with this header (an object, written as the library does, or bytes), true or not; `length`
+    overrides its length.
+    """
+    text = header if isinstance(header, bytes) else json.dumps(header, separators=(",", ":")).encode()
     return (len(text) if length is None else length).to_bytes(8, "little") + text + data
 
 

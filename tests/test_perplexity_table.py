@@ -95,6 +95,8 @@ def test_every_variant_is_there_once_over_the_same_text_of_one_model() -> None:
     keys = [(row.scheme, row.head, row.program) for row in ROWS]
     assert len(set(keys)) == len(keys)
     assert {(*variant, program) for variant in VARIANTS for program in (report.FEWBITS, report.PEER)} <= set(keys)
+    asked = {(scheme, head, report.FEWBITS_INT8) for scheme in report.INTEGER_WEIGHTS for head in report.HEADS}
+    assert asked <= set(keys)
     assert {(scheme, "bf16", report.CONTROL) for scheme in report.QUANTIZED_ACTIVATIONS} <= set(keys)
     assert len({(row.model, row.tokens) for row in ROWS}) == 1
     assert len({tuple(count for count, _ in row.windows) for row in ROWS}) == 1
@@ -104,7 +106,9 @@ def test_every_variant_is_there_once_over_the_same_text_of_one_model() -> None:
 def test_perplexity_is_that_of_its_windows(row: report.Result) -> None:
     again = report.Result.of([*row.windows], scheme="", head="", program="", bytes=0, model="", how="")
     assert (row.tokens, row.perplexity) == (again.tokens, pytest.approx(again.perplexity, rel=1e-6))
-    if row.program != report.FEWBITS:
+    if row.program in (report.FEWBITS, report.FEWBITS_INT8):
+        assert row.how == "99 of 99 products native"
+    else:
         quantized = 98 if row.scheme in report.QUANTIZED_ACTIVATIONS else 0  # 14 layers of 7; the head never
         assert row.how.endswith(f"; {quantized} inputs quantized")
 

@@ -348,6 +348,13 @@ def test_a_fault_outside_of_the_model_is_a_warning(tmp_path):
     assert caught.value.code == "module-incomplete"
 
 
+def test_a_module_of_the_model_after_one_like_it_that_is_no_part_of_it(tmp_path):
+    strangers = {"mtp.norm.weight": np.ones(64, BF16), "mtp.up_proj.weight": np.ones((96, 64), BF16)}
+    planned = inspect(write(tmp_path, strangers | llama_tensors(), llama()))
+    assert planned.errors == []
+    assert {row.name for row in planned.rows if not row.runs} == {"mtp.norm", "mtp.up_proj"}
+
+
 def test_a_warning_about_many_modules_is_one(tmp_path):
     planned = inspect(write(tmp_path, llama_tensors(), llama(block(OTHERS))))
     [warning] = planned.warnings

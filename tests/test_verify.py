@@ -18,8 +18,9 @@ import pytest
 from fewbits import _native, cli, load
 from fewbits.checkpoint.files import TensorReader, read_header
 from fewbits.commands import verify as command
-from fewbits.kernels.cpu import linear as cpu_linear
 from fewbits.kernels.cpu import ops as cpu_ops
+from fewbits.kernels.cpu import runner as cpu_runner
+from fewbits.kernels.cpu.arrays import Gated
 from fewbits.verify import Verification, modules, verify
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -139,18 +140,18 @@ def test_progress_ends_where_it_said() -> None:
 def spoil(monkeypatch: pytest.MonkeyPatch, change: Callable[[Any, Any], Any], K: int = 128) -> None:
     """Native products of weights with K columns come from `change(runner, x)`; 128 are those of down_proj alone."""
 
-    class Spoiled(cpu_linear.Runner):
+    class Spoiled(cpu_runner.Runner):
         def __call__(self, x: Any, add_to: Any = None) -> tuple[Any, ...]:
             exact = super().__call__
             if x.shape[1] != K:
                 return exact(x, add_to)
-            outputs = change(exact, x)
+            outputs = change(exact, np.asarray(x))
             if add_to is None:
                 return tuple(outputs)
             add_to += outputs[0]
             return (add_to,)
 
-    monkeypatch.setattr(cpu_linear, "Runner", Spoiled)
+    monkeypatch.setattr(cpu_runner, "Runner", Spoiled)
 
 
 def test_the_fixture_has_one_projection_with_that_many_columns() -> None:
@@ -188,7 +189,7 @@ def test_a_kernel_that_is_off_is_found_at_its_module(
 @pytest.mark.parametrize(
     ("gate", "says"),
     [
-        (lambda gate, up: np.float32(1.1) * cpu_ops_silu(gate, up), "the logits differ by"),
+        (lambda gate, up: np.float32(1.1) * np.asarray(Gated(gate, up)), "the logits differ by"),
         (lambda gate, up: gate * np.float32(np.nan), "NaN or infinities"),
     ],
     ids=["off", "nan"],
@@ -196,14 +197,12 @@ def test_a_kernel_that_is_off_is_found_at_its_module(
 def test_what_no_single_module_shows_the_logits_do(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], gate: Any, says: str
 ) -> None:
-    monkeypatch.setattr(cpu_ops, "_silu_mul", gate)
+    monkeypatch.setattr(cpu_ops, "Gated", gate)
     assert cli.main(["verify", str(MODEL), "--json"]) == 1
     found = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
     assert all(one["ok"] for one in found["modules"]) and not found["ok"]
     assert says in found["first_problem"]
 
-
-cpu_ops_silu = cpu_ops._silu_mul
 
 # ---- checkpoints that are broken -------------------------------------------------------------------------------------
 

@@ -2,7 +2,7 @@
 
     python tools/perplexity.py quantize --source BF16 --variants DIR    llm-compressor makes a folder per variant
     python tools/perplexity.py peer --variants DIR                      transformers + compressed-tensors
-    python tools/perplexity.py fewbits --variants DIR                   fewbits
+    python tools/perplexity.py fewbits --variants DIR                   fewbits, also with --activations int8
     python tools/generate_docs.py                                       table and plot from the results
 
 The first two need the packages of tools/requirements.txt, the third an installed fewbits and no torch. Results are
@@ -33,7 +33,20 @@ from pathlib import Path
 from typing import Any
 
 import heldout
-from perplexity_report import CONTROL, CSV, FEWBITS, HEADS, PEER, QUANTIZED_ACTIVATIONS, SCHEMES, Result, append, read
+from perplexity_report import (
+    CONTROL,
+    CSV,
+    FEWBITS,
+    FEWBITS_INT8,
+    HEADS,
+    INTEGER_WEIGHTS,
+    PEER,
+    QUANTIZED_ACTIVATIONS,
+    SCHEMES,
+    Result,
+    append,
+    read,
+)
 from tokenizers import Tokenizer
 
 VARIANTS = {f"{scheme}-head-{head}": (scheme, head) for head in HEADS for scheme in SCHEMES}
@@ -104,11 +117,11 @@ def peer(folder: Path, threads: int, control: bool = False) -> tuple[Logits, str
     return logits, f"{how}; {quantized} inputs quantized"
 
 
-def fewbits(folder: Path, threads: int) -> tuple[Logits, str]:
+def fewbits(folder: Path, threads: int, activations: str = "stored") -> tuple[Logits, str]:
     """fewbits as it runs the folder; and how many products are native."""
     from fewbits import LLM
 
-    llm = LLM(folder, allow_reference=True, threads=threads)
+    llm = LLM(folder, allow_reference=True, threads=threads, activations=activations)
     products = [row for row in llm.plan.rows if row.kind in ("linear", "head")]
     native = sum(row.executed_as == "native" for row in products)
     return llm.logits, f"{native} of {len(products)} products native"
@@ -182,7 +195,12 @@ def main() -> None:
         measure(CONTROL, partial(peer, control=True), options)
         return
     options.names = options.names or list(VARIANTS)
-    measure(PEER, peer, options) if options.stage == "peer" else measure(FEWBITS, fewbits, options)
+    if options.stage == "peer":
+        measure(PEER, peer, options)
+        return
+    measure(FEWBITS, fewbits, options)
+    options.names = [name for name in options.names if VARIANTS[name][0] in INTEGER_WEIGHTS]
+    measure(FEWBITS_INT8, partial(fewbits, activations="int8"), options)
 
 
 if __name__ == "__main__":

@@ -29,9 +29,11 @@ SCHEMES = {
     "mxfp4": "MXFP4 A4",
 }
 QUANTIZED_ACTIVATIONS = ("w8a8", "fp8", "nvfp4", "mxfp4")
+INTEGER_WEIGHTS = ("w4a16", "w4a16-asym")  # alone, so that --activations int8 changes what they do
 HEADS = ("bf16", "int8", "int4")
 # CONTROL is the peer once more: how far a small change moves a program from itself.
 FEWBITS, PEER, CONTROL = "fewbits", "transformers", "transformers, bfloat16 cache"
+FEWBITS_INT8 = "fewbits --activations int8"
 
 
 @dataclass(frozen=True)
@@ -165,7 +167,22 @@ def table(results: Results) -> str:
             value = results.perplexity(scheme, head)
             cells += [f"{value:.3f}", f"{100 * (value / base - 1):+.2f} %", str(results.difference(scheme, head))]
         lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join([*lines, "", *notes(results)]) + "\n"
+    return "\n".join([*lines, "", *asked_for(results), "", *notes(results)]) + "\n"
+
+
+def asked_for(results: Results) -> list[str]:
+    """What `--activations int8` costs."""
+    lines = paragraph(
+        "What `--activations int8` costs: inputs of integer weights rounded to int8, with a scale for each token and"
+        " group of 128, instead of left as they are; ± as above."
+    )
+    lines += ["", "| Scheme | head | as stored | int8 activations | cost |", "|---|---|--:|--:|--:|"]
+    for scheme in INTEGER_WEIGHTS:
+        for head in HEADS:
+            stored, asked = (results.perplexity(scheme, head, program) for program in (FEWBITS, FEWBITS_INT8))
+            cost = results.difference(scheme, head, FEWBITS_INT8, FEWBITS)
+            lines.append(f"| {SCHEMES[scheme]} | {head} | {stored:.3f} | {asked:.3f} | {cost} |")
+    return lines
 
 
 def notes(results: Results) -> list[str]:

@@ -41,6 +41,7 @@ openvino() { # torch only for the export; 4 bits for all layers, the head and th
     environment openvino
     openvino/bin/pip install "$torch"
     openvino/bin/pip install openvino openvino-genai openvino-tokenizers nncf optimum-intel transformers "$torch"
+    openvino/bin/pip uninstall --yes torchvision # of another torch, and transformers imports it where it is
     HF_HUB_OFFLINE=1 openvino/bin/optimum-cli export openvino --model models/bf16 --task text-generation-with-past \
         --weight-format int4 --group-size 128 --sym --ratio 1.0 models/openvino-int4
 }

@@ -15,7 +15,7 @@ namespace {
 
 // Rows of one kv head that share a reading of the cache: its conversion to f32 is then a small part
 // of the work, and rows, keys and values of a block stay in the second-level cache.
-constexpr int kRowsPerItem = 128;
+constexpr int kRowsPerItem = 256;
 
 // Below these amounts of work (multiply-adds; channels), which take a core some 8 us, waking the
 // pool costs more than it saves.
@@ -108,7 +108,11 @@ class Attention {
       return;
     }
     auto run_items = [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) run_item(items_[i], nullptr);
+      for (int64_t i = begin; i < end; ++i) {
+        if (i + 1 < end) prefetch_rows(task_.query, items_[i + 1]);
+        prefetch_rows(task_.out, items_[i]);
+        run_item(items_[i], nullptr);
+      }
     };
     for_range(static_cast<int64_t>(items_.size()), parallel, run_items);
   }
@@ -116,21 +120,30 @@ class Attention {
  private:
   int rows_of(const Item& item) const { return (item.token_end - item.token_begin) * group_; }
 
-  // The last rows of a prompt see most, so they start first.
+  // The last rows of a prompt see most, so they start first. Rows of all kv heads lie side by side
+  // in queries and outputs: those of the same tokens follow each other.
   void add_items(int sequence) {
     const int begin = task_.query_start[sequence], end = task_.query_start[sequence + 1];
     const int tokens = std::max(1, kRowsPerItem / group_);
-    for (int h = 0; h < task_.kv_heads; ++h) {
-      for (int token_end = end; token_end > begin; token_end -= tokens) {
-        Item item{sequence, h, std::max(begin, token_end - tokens), token_end, INT64_MAX, 0};
-        for (int t = item.token_begin; t < token_end; ++t) {
-          const Visible& sees = sees_[t];
-          item.begin = std::min(item.begin, sees.first / kChunk * kChunk);
-          item.end = std::max(item.end, sees.last);
-          work_ += 2 * (sees.last - sees.first) * group_ * task_.D;
-        }
-        items_.push_back(item);
+    for (int token_end = end; token_end > begin; token_end -= tokens) {
+      Item item{sequence, 0, std::max(begin, token_end - tokens), token_end, INT64_MAX, 0};
+      for (int t = item.token_begin; t < token_end; ++t) {
+        const Visible& sees = sees_[t];
+        item.begin = std::min(item.begin, sees.first / kChunk * kChunk);
+        item.end = std::max(item.end, sees.last);
+        work_ += 2 * (sees.last - sees.first) * task_.heads * task_.D;
       }
+      for (; item.kv_head < task_.kv_heads; ++item.kv_head) items_.push_back(item);
+    }
+  }
+
+  // Of queries or outputs: an item's lie in short pieces, which the hardware doesn't foresee. GCC
+  // removes calls of a function that does nothing but prefetch, hence inlined.
+  __attribute__((always_inline)) void prefetch_rows(const float* rows, const Item& item) const {
+    constexpr int kLine = 16;
+    for (int64_t t = item.token_begin; t < item.token_end; ++t) {
+      const float* row = rows + (t * task_.heads + item.kv_head * group_) * task_.D;
+      for (int d = 0; d < group_ * task_.D; d += kLine) __builtin_prefetch(row + d, 0, 2);
     }
   }
 
@@ -238,7 +251,7 @@ class Attention {
     const int end = static_cast<int>(std::min<int64_t>(highest - chunk_begin, kChunk));
     const int64_t look_ahead = std::min({highest, shared_end, chunk_begin + kChunk + kLookAhead});
     fill_pointers(scratch, item, sees_[item.token_begin + token_begin], chunk_begin,
-                  chunk_begin + begin, std::max(chunk_begin + end, look_ahead));
+                  chunk_begin + begin, chunk_begin + end, std::max(chunk_begin + end, look_ahead));
     AttendChunk task;
     const int64_t row = static_cast<int64_t>(token_begin) * group_;
     task.rows = (token_end - token_begin) * group_;
@@ -263,29 +276,28 @@ class Attention {
   }
 
   // Addresses and scales of positions [begin, end), the first of which is in the chunk; before and
-  // after them the first one's is repeated.
+  // after them the first one's is repeated, as far as a kernel looks for positions up to `seen`.
   void fill_pointers(Scratch& scratch, const Item& item, const Visible& sees, int64_t chunk,
-                     int64_t begin, int64_t end) const {
+                     int64_t begin, int64_t seen, int64_t end) const {
     const int64_t row_bytes = task_.D * element_size(task_.kind);
     const int64_t past = past_of(task_, item.sequence);
+    const bool listed = listed_[item.sequence];
     const int32_t* pages =
         task_.block_table + static_cast<int64_t>(item.sequence) * task_.max_pages;
-    const auto row_of = [&](int64_t entry) {
-      const int64_t page = pages[entry / task_.page_size];
-      return (page * task_.kv_heads + item.kv_head) * task_.page_size + entry % task_.page_size;
-    };
     const char* key_cache = static_cast<const char*>(task_.key_cache);
     const char* value_cache = static_cast<const char*>(task_.value_cache);
     for (int64_t position = begin; position < end;) {
-      const bool listed = listed_[item.sequence] && position >= past;
-      const int64_t entry = listed ? past + sees.listed[position - past] : position;
+      const bool alone = listed && position >= past;  // of the batch, and looked up
+      const int entry = static_cast<int>(alone ? past + sees.listed[position - past] : position);
+      const int64_t page = pages[entry / task_.page_size], offset = entry % task_.page_size;
+      const int64_t row = (page * task_.kv_heads + item.kv_head) * task_.page_size + offset;
+      const int64_t at = position - chunk;
       // Entries of one page follow each other.
       int64_t run = 1;
-      if (!listed) {
-        run = std::min(end - position, task_.page_size - entry % task_.page_size);
-        if (listed_[item.sequence]) run = std::min(run, past - position);
+      if (!alone) {
+        const int64_t shared_end = listed ? std::min(end, past) : end;
+        run = std::min(shared_end - position, task_.page_size - offset);
       }
-      const int64_t row = row_of(entry), at = position - chunk;
       for (int64_t i = 0; i < run; ++i) {
         scratch.key_rows[at + i] = key_cache + (row + i) * row_bytes;
         scratch.value_rows[at + i] = value_cache + (row + i) * row_bytes;
@@ -298,13 +310,16 @@ class Attention {
       }
       position += run;
     }
+    const void* const key_row = scratch.key_rows[begin - chunk];
+    const void* const value_row = scratch.value_rows[begin - chunk];
     const auto repeat_first = [&](int64_t from, int64_t to) {
-      std::fill(scratch.key_rows + from, scratch.key_rows + to, scratch.key_rows[begin - chunk]);
-      std::fill(scratch.value_rows + from, scratch.value_rows + to,
-                scratch.value_rows[begin - chunk]);
+      for (int64_t i = from; i < to; ++i) {
+        scratch.key_rows[i] = key_row;
+        scratch.value_rows[i] = value_row;
+      }
     };
     repeat_first(0, begin - chunk);
-    repeat_first(end - chunk, kChunk + kLookAhead);
+    repeat_first(end - chunk, (seen - chunk + 15) / 16 * 16 + kLookAhead);
   }
 
   void start_total(const Item& item, const Running& total) const {

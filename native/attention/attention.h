@@ -58,8 +58,8 @@ struct AttendChunk {
   int rows, D, stride;
   CacheKind kind;
   const float* query;          // [rows][stride], see AttentionKernels
-  const void* const* keys;     // [kChunk + kLookAhead] one row of the cache per position; those
-  const void* const* values;   // outside what the rows see repeat an address of one inside
+  const void* const* keys;     // [end rounded up to 16, + kLookAhead] one row of the cache per
+  const void* const* values;   // position; those outside what the rows see repeat one inside
   const float* key_scales;     // [kChunk] int8 only, otherwise null
   const float* value_scales;   // [kChunk]
   int begin, end;              // the positions that some row sees, within the chunk

@@ -2,14 +2,15 @@
 // as VDPBF16PS takes them: of channels for q k^T, of positions for the values. The order of
 // accumulation is that of attention.h.
 //
-// Few rows use keys and values as soon as they are paired, in registers. For many rows they are
+// Up to eight rows use keys and values as soon as they are paired, in registers. For more they are
 // paired once per chunk, into
 //
 //     key_scratch    blocks of 64 positions   [pair of channels][64 positions]
 //     value_scratch  [pair of positions][stride channels]
 //
-// and rows take turns in groups: a block of keys or values and the scores of a group stay in the
-// first-level cache.
+// and rows take turns in groups: a block of keys and the scores of a group stay in the first-level
+// cache. Values come from the second level, which is fast enough for four rows at once; in blocks
+// they would cost more for the sums, which are loaded and stored for each.
 #include "attention/append.h"
 #include "attention/bf16_scores.h"
 #include "attention/bf16_values.h"
@@ -23,7 +24,9 @@ namespace {
 template <typename Weigh>
 FEWBITS_INLINE void finish_rows(const AttendChunk& chunk, int row, int rows, Weigh weigh) {
   float maxima[kRowGroup], sums[kRowGroup];
-  for (int r = 0; r < rows; ++r) weights_of_row(chunk, row + r, maxima[r], sums[r]);
+  // One thing for all rows, then the next: while a row waits for its maximum, others go on.
+  for (int r = 0; r < rows; ++r) maxima[r] = finish_scores(chunk, row + r);
+  for (int r = 0; r < rows; ++r) sums[r] = weights_of_scores(chunk, row + r, maxima[r]);
   const int64_t start = static_cast<int64_t>(row) * chunk.stride;
   float* accumulator = chunk.accumulator_scratch + start;
   for (int i = 0; i < rows * chunk.stride; i += kLanes) store(accumulator + i, zero());
@@ -38,7 +41,7 @@ void attend_few_pairs(const AttendChunk& chunk) {
   score_few<kind, Rows>(chunk);
   finish_rows(chunk, 0, Rows, [&] {
     const CachedValues<kind> values{chunk.values, chunk.D, chunk.end};
-    weigh_shared<Rows>(chunk, values, 0, chunk.begin / 2 * 2, chunk.end);
+    weigh_shared<Rows>(chunk, values, 0);
   });
 }
 
@@ -46,7 +49,6 @@ template <CacheKind kind>
 void attend_many_pairs(const AttendChunk& chunk) {
   pair_keys<kind>(chunk);
   pair_values<kind>(chunk);
-  const int begin = chunk.begin / kLanes * kLanes;
   for (int group = 0; group < chunk.rows; group += kRowGroup) {
     const int rows = chunk.rows - group < kRowGroup ? chunk.rows - group : kRowGroup;
     int last[kRowGroup] = {};  // of what a tile's rows see
@@ -54,24 +56,18 @@ void attend_many_pairs(const AttendChunk& chunk) {
       int& of_tile = last[r / kRowTile];
       if (chunk.last[group + r] > of_tile) of_tile = chunk.last[group + r];
     }
-    // Calls tile(RowCount<n>, row, first, end) for every block of keys and tile that sees it.
-    const auto each_block = [&](auto tile) {
-      for (int first = begin; first < chunk.end;) {
-        const int block_end = (first / kKeyBlock + 1) * kKeyBlock;
-        for_tiles(rows, [&](auto count, int row) {
-          const int seen = last[row / kRowTile];
-          const int end = seen < block_end ? seen : block_end;
-          if (first < end) tile(count, group + row, first, end);
-        });
-        first = block_end;
-      }
-    };
-    each_block([&](auto count, int row, int first, int end) {
-      score_block<count.value>(chunk, row, first, end);
-    });
+    for (int first = chunk.begin / kLanes * kLanes; first < chunk.end;) {
+      const int block_end = (first / kKeyBlock + 1) * kKeyBlock;
+      for_tiles(rows, [&](auto count, int row) {
+        const int seen = last[row / kRowTile];
+        const int end = seen < block_end ? seen : block_end;
+        if (first < end) score_block<count.value>(chunk, group + row, first, end);
+      });
+      first = block_end;
+    }
     finish_rows(chunk, group, rows, [&] {
-      each_block([&](auto count, int row, int first, int end) {
-        weigh_shared<count.value>(chunk, PairedValues{chunk}, row, first, end);
+      for_tiles(rows, [&](auto count, int row) {
+        weigh_shared<count.value>(chunk, PairedValues{chunk}, group + row);
       });
     });
   }
@@ -88,6 +84,14 @@ void attend_pairs(const AttendChunk& chunk) {
       return attend_few_pairs<kind, 3>(chunk);
     case 4:
       return attend_few_pairs<kind, 4>(chunk);
+    case 5:
+      return attend_few_pairs<kind, 5>(chunk);
+    case 6:
+      return attend_few_pairs<kind, 6>(chunk);
+    case 7:
+      return attend_few_pairs<kind, 7>(chunk);
+    case 8:
+      return attend_few_pairs<kind, 8>(chunk);
     default:
       return attend_many_pairs<kind>(chunk);
   }

@@ -32,39 +32,47 @@ FEWBITS_INLINE Lanes visible_score(const float* scores, int j, int first, int la
   return select_range(load(scores + j), first - j, last - j, broadcast(-__builtin_inff()));
 }
 
-// Scores become weights: exponentials, times their values' scales, in bf16.
-inline void weights_of_row(const AttendChunk& chunk, int row, float& row_maximum, float& row_sum) {
-  constexpr int kStep = 2 * kLanes;
+constexpr int kWeightStep = 2 * kLanes;  // positions whose weights are rounded together
+
+// Scores times their keys' scales, and -infinity where the row sees nothing. Returns the largest.
+inline float finish_scores(const AttendChunk& chunk, int row) {
   const int first = chunk.first[row], last = chunk.last[row];
-  row_maximum = -__builtin_inff();
-  row_sum = 0.0f;
-  if (first >= last) return;
+  const Lanes hidden = broadcast(-__builtin_inff());
+  if (first >= last) return -__builtin_inff();
   float* scores = scores_of(chunk, row);
-  uint32_t* weights = weights_of(chunk, row);
-  const int begin = first / kStep * kStep;
+  const int begin = first / kWeightStep * kWeightStep;
   if (chunk.key_scales) {
     for (int j = begin; j < last; j += kLanes) {
       store(scores + j, multiply(load(scores + j), load(chunk.key_scales + j)));
     }
   }
   // Groups at the ends hold positions that the row doesn't see.
-  const int whole_begin = (first + kLanes - 1) / kLanes * kLanes,
-            whole_end = last / kLanes * kLanes;
-  for (int j = begin; j < whole_begin; j += kLanes)
-    store(scores + j, visible_score(scores, j, first, last));
-  const int ends = (last + kStep - 1) / kStep * kStep;
-  for (int j = whole_end; j < ends; j += kLanes)
-    store(scores + j, visible_score(scores, j, first, last));
-  Lanes largest = load(scores + begin), larger = load(scores + begin + kLanes);
-  for (int j = begin + kStep; j < last; j += kStep) {
+  const auto hide = [&](int from, int to) {
+    for (int j = from; j < to; j += kLanes) {
+      store(scores + j, select_range(load(scores + j), first - j, last - j, hidden));
+    }
+  };
+  hide(begin, (first + kLanes - 1) / kLanes * kLanes);
+  hide(last / kLanes * kLanes, (last + kWeightStep - 1) / kWeightStep * kWeightStep);
+  Lanes largest = hidden, larger = hidden;
+  for (int j = begin; j < last; j += kWeightStep) {
     largest = maximum(largest, load(scores + j));
     larger = maximum(larger, load(scores + j + kLanes));
   }
-  row_maximum = maximum_lanes(maximum(largest, larger));
+  return maximum_lanes(maximum(largest, larger));
+}
+
+// Scores become weights: exponentials, times their values' scales, in bf16. Returns the sum of the
+// exponentials.
+inline float weights_of_scores(const AttendChunk& chunk, int row, float row_maximum) {
+  const int first = chunk.first[row], last = chunk.last[row];
+  if (first >= last) return 0.0f;
+  const float* scores = scores_of(chunk, row);
+  uint32_t* weights = weights_of(chunk, row);
   const Lanes log2_e = broadcast(kLog2E), offset = broadcast(-row_maximum * kLog2E);
   const Pairs ones = _mm512_set1_epi32(0x3f803f80);
   Lanes sums = zero();
-  for (int j = begin; j < last; j += kStep) {
+  for (int j = first / kWeightStep * kWeightStep; j < last; j += kWeightStep) {
     Lanes low = exp2_lanes(multiply_add(load(scores + j), log2_e, offset));
     Lanes high = exp2_lanes(multiply_add(load(scores + j + kLanes), log2_e, offset));
     Pairs rounded = (Pairs)_mm512_cvtne2ps_pbh(high, low);
@@ -76,7 +84,7 @@ inline void weights_of_row(const AttendChunk& chunk, int row, float& row_maximum
     }
     _mm512_store_si512(weights + j / 2, rounded);
   }
-  row_sum = sum_lanes(sums);
+  return sum_lanes(sums);
 }
 
 // Pairs of values out of value_scratch.
@@ -170,17 +178,17 @@ template <int Rows, typename Values>
 inline void weigh_pairs(const AttendChunk& chunk, const Values& source, int row, int pair_begin,
                         int pair_end, uint32_t kept = ~uint32_t{0}) {
   if (pair_begin >= pair_end) return;
+  // At most 16 sums: with the values that they share, more are not kept in registers.
+  constexpr int kVectors = Rows > kRowTile ? kWeighVectors / 2 : kWeighVectors;
   int d = 0;
-  for (; d + kWeighVectors * kLanes <= chunk.stride; d += kWeighVectors * kLanes) {
-    weigh_tile<Rows, kWeighVectors>(chunk, source, row, pair_begin, pair_end, d, kept);
+  for (; d + kVectors * kLanes <= chunk.stride; d += kVectors * kLanes) {
+    weigh_tile<Rows, kVectors>(chunk, source, row, pair_begin, pair_end, d, kept);
   }
-  switch ((chunk.stride - d) / kLanes) {
-    case 1:
-      return weigh_tile<Rows, 1>(chunk, source, row, pair_begin, pair_end, d, kept);
-    case 2:
-      return weigh_tile<Rows, 2>(chunk, source, row, pair_begin, pair_end, d, kept);
-    case 3:
-      return weigh_tile<Rows, 3>(chunk, source, row, pair_begin, pair_end, d, kept);
+  const int left = (chunk.stride - d) / kLanes;
+  if (left == 1) weigh_tile<Rows, 1>(chunk, source, row, pair_begin, pair_end, d, kept);
+  if constexpr (kVectors == kWeighVectors) {
+    if (left == 2) weigh_tile<Rows, 2>(chunk, source, row, pair_begin, pair_end, d, kept);
+    if (left == 3) weigh_tile<Rows, 3>(chunk, source, row, pair_begin, pair_end, d, kept);
   }
 }
 
@@ -198,27 +206,28 @@ inline void weigh_alone(const AttendChunk& chunk, const Values& source, int row,
   }
 }
 
-// Positions [begin, end), begin being even. Rows share the pairs that all of them see.
+// Rows share the pairs that all of them see.
 template <int Rows, typename Values>
-inline void weigh_shared(const AttendChunk& chunk, const Values& source, int row, int begin,
-                         int end) {
-  const auto first_of = [&](int r) { return chunk.first[r] > begin ? chunk.first[r] : begin; };
-  const auto last_of = [&](int r) { return chunk.last[r] < end ? chunk.last[r] : end; };
-  int first = begin, last = end;
+inline void weigh_shared(const AttendChunk& chunk, const Values& source, int row) {
+  int first = 0, last = kChunk;
   for (int r = row; r < row + Rows; ++r) {
-    if (first_of(r) > first) first = first_of(r);
-    if (last_of(r) < last) last = last_of(r);
+    if (chunk.first[r] > first) first = chunk.first[r];
+    if (chunk.last[r] < last) last = chunk.last[r];
   }
   const int pair_begin = (first + 1) / 2, pair_end = last / 2;
   if (pair_begin >= pair_end) {
-    for (int r = row; r < row + Rows; ++r) weigh_alone(chunk, source, r, first_of(r), last_of(r));
+    for (int r = row; r < row + Rows; ++r) {
+      weigh_alone(chunk, source, r, chunk.first[r], chunk.last[r]);
+    }
     return;
   }
   for (int r = row; r < row + Rows; ++r) {
-    weigh_alone(chunk, source, r, first_of(r), 2 * pair_begin);
+    weigh_alone(chunk, source, r, chunk.first[r], 2 * pair_begin);
   }
   weigh_pairs<Rows>(chunk, source, row, pair_begin, pair_end);
-  for (int r = row; r < row + Rows; ++r) weigh_alone(chunk, source, r, 2 * pair_end, last_of(r));
+  for (int r = row; r < row + Rows; ++r) {
+    weigh_alone(chunk, source, r, 2 * pair_end, chunk.last[r]);
+  }
 }
 
 }  // namespace

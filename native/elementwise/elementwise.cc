@@ -113,6 +113,15 @@ void silu_mul(const float* gate, const float* up, float* y, int64_t T, int64_t I
   for_range((count + kPiece - 1) / kPiece, count >= kParallel, pieces);
 }
 
+void rms_norm_row(const float* x, const float* weight, float* y, int64_t H, float eps,
+                  float offset) {
+  kernels().rms_norm(x, weight, y, 1, H, eps, offset);
+}
+
+void silu_mul_row(const float* gate, const float* up, float* y, int64_t I) {
+  kernels().silu_mul(gate, up, y, I);
+}
+
 void exp_negative(const float* x, float* y, int64_t count) { kernels().exp_negative(x, y, count); }
 
 void gather_rows(const EmbeddingTable& table, const int64_t* ids, int64_t T, float* y) {

@@ -14,6 +14,11 @@ void rms_norm(const float* x, const float* weight, float* y, int64_t T, int64_t 
 // y = gate / (1 + e^-gate) * up, [T, I]. y may be gate or up.
 void silu_mul(const float* gate, const float* up, float* y, int64_t T, int64_t I);
 
+// One row, in the calling thread.
+void rms_norm_row(const float* x, const float* weight, float* y, int64_t H, float eps,
+                  float offset);
+void silu_mul_row(const float* gate, const float* up, float* y, int64_t I);
+
 // y = e^x for x <= 0, at most 1.03 ulp off; 0 below -87.
 void exp_negative(const float* x, float* y, int64_t count);
 

@@ -6,6 +6,7 @@
 #include <stdexcept>
 
 #include "cpu.h"
+#include "elementwise/elementwise.h"
 #include "threads.h"
 
 namespace fewbits {
@@ -14,7 +15,7 @@ namespace {
 constexpr int64_t kWordsPerLine = 16;
 
 // Preparing this many values of x takes about as long as waking the pool.
-constexpr int64_t kParallelPrepare = 1 << 16;
+constexpr int64_t kParallelPrepare = 1 << 14;
 
 const GemmKernel* choose_kernel(WeightKind kind, DotKind dot) {
   const GemmKernel* kernel = nullptr;
@@ -65,7 +66,8 @@ int64_t row_stride(int64_t words) {
   return ((words + kWordsPerLine - 1) / kWordsPerLine | 1) * kWordsPerLine;
 }
 
-// The calling thread's memory: for prepared rows of x, and for the row that is being prepared.
+// The calling thread's memory: for prepared rows of x; and for the row that is being prepared, as
+// it is computed and as it is quantized.
 template <int purpose>
 float* scratch(int64_t words) {
   thread_local Buffer buffer;
@@ -227,7 +229,7 @@ struct Gemm::Prepared {
 struct Gemm::Pass {
   const Gemm* gemm;
   const RowKernels* kernels;
-  const float* x;
+  RowSource x;
   int64_t row_begin, rows;
   float* const* y;
   bool add;
@@ -235,11 +237,24 @@ struct Gemm::Pass {
 
   static void prepare(void* context, int64_t begin, int64_t end) {
     const Pass& pass = *static_cast<Pass*>(context);
-    for (const Prepared& input : pass.inputs) {
-      for (int64_t m = begin; m < end; ++m) {
-        input.row(*pass.kernels, pass.x + (pass.row_begin + m) * pass.gemm->k_, pass.gemm->k_, m);
-      }
+    for (int64_t m = begin; m < end; ++m) {
+      const float* const x = pass.row(pass.row_begin + m);
+      for (const Prepared& input : pass.inputs) input.row(*pass.kernels, x, pass.gemm->k_, m);
     }
+  }
+
+  // Row m of x, in the thread's memory where it has to be computed.
+  const float* row(int64_t m) const {
+    const int64_t K = gemm->k_;
+    const float* const stored = x.x + m * K;
+    if (x.kind == RowSource::Kind::plain) return stored;
+    float* const line = scratch<2>(K);
+    if (x.kind == RowSource::Kind::rms_norm) {
+      rms_norm_row(stored, x.other, line, K, x.eps, x.offset);
+    } else {
+      silu_mul_row(stored, x.other + m * K, line, K);
+    }
+    return line;
   }
 
   static void multiply(void* context, int64_t begin, int64_t end) {
@@ -276,7 +291,7 @@ struct Gemm::Pass {
   }
 };
 
-void Gemm::run(const float* x, int64_t M, float* const* y, bool add) const {
+void Gemm::run(const RowSource& x, int64_t M, float* const* y, bool add) const {
   static const RowKernels* const kernels = choose_row_kernels();
   int64_t words = 0;
   for (const Input& input : inputs_) words += input.words();

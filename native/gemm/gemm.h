@@ -71,6 +71,15 @@ struct Product {
                                 // may have zero points
 };
 
+// The rows x [M][K] of a product: as they lie, or computed one by one as the product takes them in,
+// which saves a pass over memory and a call of the pool.
+struct RowSource {
+  enum class Kind { plain, rms_norm, silu_mul } kind;
+  const float* x;             // or what the operation (elementwise.h) is done to
+  const float* other;         // rms_norm: the weight [K]; silu_mul: the factors [M][K]
+  float eps = 0, offset = 0;  // of rms_norm
+};
+
 // Several products that share x: one pass of the thread pool for all of them.
 class Gemm {
  public:
@@ -80,7 +89,7 @@ class Gemm {
   explicit Gemm(std::vector<std::shared_ptr<const Product>> products);
 
   // y[i] [M][N_i] = x [M][K] W_i^T + bias_i, added to what y holds where `add`.
-  void run(const float* x, int64_t M, float* const* y, bool add) const;
+  void run(const RowSource& x, int64_t M, float* const* y, bool add) const;
 
   int64_t K() const { return k_; }
   size_t size() const { return parts_.size(); }

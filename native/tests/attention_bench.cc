@@ -1,7 +1,7 @@
 // Speed of attention and of the elementwise operations beside the machine's limits, all measured
 // here. Not a test: run it by hand, on an idle machine.
 //
-//   attention_bench [threads] [decode | verify | prefill | elementwise] [kind]
+//   attention_bench [threads] [decode | batch | verify | prefill | elementwise] [kind]
 //
 // The limit of attention is the larger of two times: the cache's bytes (an int8 cache's scales too)
 // over the reading rate, and the multiply-accumulates over what each row sees over the peak of the
@@ -93,7 +93,9 @@ void measure(const Limits& limits, const Kind& kind, const Shape& shape, int seq
   const Buffer keys(bytes * turns), values(bytes * turns);
   std::vector<int32_t> table(all), query_start{0}, kv_len(sequences, length);
   for (int i = 0; i < all; ++i) table[i] = static_cast<int32_t>((int64_t{i} * 7919) % all);
-  std::vector<float> query(int64_t{T} * shape.heads * shape.D, 0.5f), out(query.size());
+  const int64_t channels = int64_t{T} * shape.heads * shape.D;
+  const Buffer query(channels * sizeof(float)), out(channels * sizeof(float));
+  std::fill_n(query.as<float>(), channels, 0.5f);
   std::vector<float> scales(slots, 1.0f);
   std::vector<int64_t> positions;
   for (int s = 0; s < sequences; ++s) {
@@ -101,8 +103,8 @@ void measure(const Limits& limits, const Kind& kind, const Shape& shape, int seq
     query_start.push_back((s + 1) * rows);
   }
   Attend task{};
-  task.query = query.data();
-  task.out = out.data();
+  task.query = query.as<float>();
+  task.out = out.as<float>();
   task.T = T;
   task.heads = shape.heads;
   task.kv_heads = shape.kv_heads;
@@ -180,8 +182,15 @@ int main(int argc, char** argv) {
       for (const int past : {127, 2047, 8191}) measure(limits, kind, llama, 1, past, 1);
       for (const int sequences : {4, 16}) measure(limits, kind, llama, sequences, 1023, 1);
     }
+    if (chosen("batch")) {
+      for (const int sequences : {8, 16}) {
+        for (const int past : {31, 255, 2047}) measure(limits, kind, llama, sequences, past, 1);
+      }
+    }
     if (chosen("verify")) {
-      for (const int rows : {1, 2, 5, 9}) measure(limits, kind, llama, 1, 2048 - rows, rows);
+      for (const int rows : {1, 2, 4, 8, 16}) {
+        for (const int past : {512, 2048}) measure(limits, kind, llama, 1, past - rows, rows);
+      }
     }
     if (chosen("prefill")) {
       for (const int rows : {512, 2048}) measure(limits, kind, llama, 1, 0, rows);

@@ -29,7 +29,8 @@ const Shape kShapes[] = {
     {CacheKind::bf16, 5, 1, 41, true},  {CacheKind::f16, 6, 1, 80, false},
     {CacheKind::fp8, 3, 3, 24, false},  {CacheKind::fp8, 9, 1, 33, true},
     {CacheKind::int8, 8, 2, 64, true},  {CacheKind::int8, 5, 1, 77, false},
-    {CacheKind::bf16, 3, 1, 128, true},
+    {CacheKind::bf16, 3, 1, 128, true}, {CacheKind::bf16, 7, 1, 112, false},
+    {CacheKind::int8, 6, 1, 32, false},
 };
 
 float rounded(CacheKind kind, float value, float scale) {
@@ -236,6 +237,7 @@ void test_shape(const Shape& shape, int length, int window) {
   for (int threads = 1; threads <= 4; ++threads) {
     same(0, length, threads);
     same(length - 1, length, threads);  // many threads share out one row's chunks
+    same(length > 1 ? length - 2 : 0, length, threads);
     for (int begin = 0; begin < length; begin += 37) {
       same(begin, begin + 37 < length ? begin + 37 : length, threads);
     }

@@ -135,8 +135,10 @@ void measure(const Scheme& scheme, int64_t N, int64_t K, double read, double pea
       x[i] = static_cast<float>(static_cast<int>(i * 7919 % 255) - 127) / 64;
     std::vector<float> y(M * N);
     float* out = y.data();
-    const double seconds =
-        best_time([&] { products[next++ % products.size()].run(x.data(), M, &out, false); });
+    const double seconds = best_time([&] {
+      products[next++ % products.size()].run({RowSource::Kind::plain, x.data(), nullptr}, M, &out,
+                                             false);
+    });
     const double limit = std::max(bytes / read, peak > 0 ? M * N * K / peak : 0);
     printf("%-15s M %3ld  %8.3f ms  %6.1f GB/s  %6.1f GMAC/s  share %3.0f %%\n", scheme.label,
            static_cast<long>(M), seconds * 1e3, bytes / seconds / 1e9, M * N * K / seconds / 1e9,

@@ -9,6 +9,7 @@
 #include <numeric>
 
 #include "check.h"
+#include "elementwise/elementwise.h"
 #include "gemm_case.h"
 #include "threads.h"
 
@@ -97,8 +98,11 @@ struct Rows {
     for (int i = 0; i < M * K; ++i) x()[i] = random.normal();
   }
   void run(const Gemm& gemm, bool add = false) {
+    run(gemm, {RowSource::Kind::plain, x(), nullptr}, add);
+  }
+  void run(const Gemm& gemm, const RowSource& source, bool add = false) {
     float* const out = y();
-    gemm.run(x(), M, &out, add);
+    gemm.run(source, M, &out, add);
     for (int i = 0; i < kGuard; ++i) {
       CHECK(y_[i] == kUntouched && y_[y_.size() - 1 - i] == kUntouched, "written outside of y");
     }
@@ -302,17 +306,42 @@ void test_fused() {
         together.emplace_back(M * N);
         alone.emplace_back(M * N);
         float* const y = alone.back().data();
-        Gemm({products.back()}).run(rows.x(), M, &y, false);
+        Gemm({products.back()}).run({RowSource::Kind::plain, rows.x(), nullptr}, M, &y, false);
         N = N % 70 + 13;
       }
     }
   }
   std::vector<float*> y;
   for (auto& one : together) y.push_back(one.data());
-  Gemm(products).run(rows.x(), M, y.data(), false);
+  Gemm(products).run({RowSource::Kind::plain, rows.x(), nullptr}, M, y.data(), false);
   for (size_t i = 0; i < products.size(); ++i) {
     CHECK(memcmp(together[i].data(), alone[i].data(), sizeof(float) * alone[i].size()) == 0,
           "product %zu has other bits in a fused call", i);
+  }
+}
+
+// Rows that are computed on the way into a product have the bits of rows computed before it.
+void test_computed_rows() {
+  Random random(12);
+  constexpr int N = 70, K = 1100;
+  const WeightCase weight(WeightKind::int8, ScaleKind::f32, false, false, N, K, 0, random);
+  std::vector<float> other(K * kMaxRows * 2);
+  for (float& value : other) value = random.normal();
+  for (const Activation& activation : kFewActivations) {
+    if (!allowed(WeightKind::int8, activation)) continue;
+    const Gemm gemm({make_product(weight, activation, true, false, random)});
+    for (const int M : {1, 2, 7, 40, kMaxRows + 3}) {
+      Rows source(M, K, N), norm(M, K, N), gated(M, K, N);
+      source.fill_x(random);
+      rms_norm(source.x(), other.data(), norm.x(), M, K, 1e-5f, 1);
+      silu_mul(source.x(), other.data(), gated.x(), M, K);
+      norm.run(gemm);
+      gated.run(gemm);
+      source.run(gemm, {RowSource::Kind::rms_norm, source.x(), other.data(), 1e-5f, 1});
+      CHECK(memcmp(source.y(), norm.y(), sizeof(float) * M * N) == 0, "%d rows of a norm", M);
+      source.run(gemm, {RowSource::Kind::silu_mul, source.x(), other.data()});
+      CHECK(memcmp(source.y(), gated.y(), sizeof(float) * M * N) == 0, "%d gated rows", M);
+    }
   }
 }
 
@@ -351,6 +380,7 @@ int main() {
   test_values();
   test_bias_and_residual();
   test_fused();
+  test_computed_rows();
   test_company();
   test_bits();
 }

@@ -47,10 +47,31 @@ void test_contents() {
   }
 }
 
+void test_pool() {
+  BufferPool pool;
+  Buffer small = pool.take(1000), large = pool.take(5000);
+  char* const at_small = small.as<char>();
+  char* const at_large = large.as<char>();
+  pool.give_back(std::move(large));
+  pool.give_back(std::move(small));
+  Buffer again = pool.take(900);
+  CHECK(again.as<char>() == at_small, "the smallest that is large enough");
+  Buffer next = pool.take(900);
+  CHECK(next.as<char>() == at_large, "a larger one where there is no smaller");
+  const Buffer fresh = pool.take(900);
+  CHECK(fresh.bytes() >= 900 && pool.kept() == 0, "no buffer is given out twice");
+  pool.give_back(std::move(next));
+  CHECK(pool.take(6000).bytes() >= 6000, "none that is too small");
+  for (size_t bytes = 1; bytes <= 100; ++bytes) pool.give_back(Buffer(bytes));
+  CHECK(pool.kept() < 20, "%zu buffers are kept", pool.kept());
+  CHECK(pool.take(1).bytes() > 80, "small ones are kept before large ones");
+}
+
 }  // namespace
 }  // namespace fewbits
 
 int main() {
   fewbits::test_neighbours();
   fewbits::test_contents();
+  fewbits::test_pool();
 }

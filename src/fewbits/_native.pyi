@@ -1,11 +1,12 @@
-"""The native kernels: packed weights and products, attention, elementwise operations."""
+"""The native kernels: packed weights and products, attention, elementwise operations; and the reader of headers."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
+Tensor = TypeVar("Tensor", bound=tuple[Any, ...])
 
 def cpu_features() -> dict[str, bool]: ...
 def supported_tiers() -> list[str]:
@@ -34,8 +35,20 @@ def dot_rate(dot: str) -> float:
     0 where the tier in use has no instruction for it.
     """
 
+def read_header(
+    text: bytes, bits: dict[str, int], info: type[Tensor], file: int, start: int
+) -> tuple[dict[str, Tensor], int] | None:
+    """The tensors of a safetensors header by name, and where the last one ends; `start` is where the first begins.
+
+    bits: those of an element, by dtype. info: a subclass of tuple for (dtype, shape, file, begin, nbytes). None where
+    the text isn't in the very form that native/header.h shows, whatever it is then.
+    """
+
 def address(array: Array) -> int:
     """Where the data of a C-contiguous array lies. TypeError for any other array."""
+
+def pooled(rows: int, columns: int) -> Array:
+    """An uninitialized float32 [rows, columns], in memory that earlier ones of these gave back."""
 
 class PackedWeight:
     """A weight [N, K] in the layout of the kernels, drawn in native/gemm/kernel.h. It copies what it is given.
@@ -98,6 +111,12 @@ class Gemm:
 
         x and y_i are addresses of contiguous float32 [M, K] and [M, N_i]. The caller answers for them.
         """
+
+    def run_norm(self, x: int, weight: int, eps: float, offset: float, M: int, y: Sequence[int], add: bool) -> None:
+        """`run` of the rows that `rms_norm` makes of x [M, K]; a row at a time, and none is stored."""
+
+    def run_gated(self, gate: int, up: int, M: int, y: Sequence[int], add: bool) -> None:
+        """`run` of the rows that `silu_mul` makes of gate and up [M, K]; a row at a time, and none is stored."""
 
     @property
     def K(self) -> int: ...

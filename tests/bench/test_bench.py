@@ -89,8 +89,8 @@ def test_what_is_timed_is_what_takes_the_time(tmp_path: Path) -> None:
     shape = Shape(layers=1, hidden=256, heads=4, kv_heads=2, intermediate=256, vocab=32_768, context=512)
     make(tmp_path / "made", "bf16", shape)
     shares = {one.name: one.share for one in profile(LLM(tmp_path / "made"), decode(1), 1)}
-    assert max(shares, key=lambda name: shares[name]) == "head"
-    assert shares["qkv"] < shares["head"] / 2
+    assert max(shares, key=lambda name: shares[name]) == "norm, head"
+    assert shares["norm, qkv"] < shares["norm, head"] / 2
 
 
 def test_the_command_prints_one_object(capsys: pytest.CaptureFixture[str]) -> None:
@@ -99,7 +99,7 @@ def test_the_command_prints_one_object(capsys: pytest.CaptureFixture[str]) -> No
     assert [one["batch"] for one in printed["decode"]] == [1, 2, 4, 8, 16]
     assert [one["tokens"] for one in printed["prefill"]] == [128, 512]
     assert printed["in_cache"] and {one["share"] for one in printed["decode"]} == {None}
-    assert {*printed["profile"]} == {"decode", "prefill"}
+    assert [one["case"] for one in printed["profiles"]] == ["decode, batch 1", "decode, batch 16", "prefill 512"]
     assert printed["limits"]["read_gb_s"] > 0
     assert [*printed["skipped"]] == ["prefill 2048"]
 
@@ -108,7 +108,7 @@ def test_the_command_prints_a_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", str(EXAMPLE), "--repeats", "1"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert any(line.startswith("decode, batch 16") and line.endswith("in cache") for line in lines)
-    assert sum(line.startswith("gate, up") for line in lines) == 2
+    assert sum(line.startswith("norm, gate, up") for line in lines) == 3
 
 
 def test_no_repeats_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,7 +20,7 @@ from fewbits.kernels.arithmetic import Dot
 __all__ = ["CASES", "CONTEXT", "Benchmark", "Case", "Cost", "Measured", "Operation", "Rates", "bench"]
 
 CASES = (*map(decode, (1, 2, 4, 8, 16)), *map(prefill, (128, 512, 2048)))
-PROFILED = (decode(1), prefill(512))
+PROFILED = (decode(1), decode(16), prefill(512))
 _PROFILE_REPEATS = 2
 
 Progress = Callable[[int, int], None]

@@ -16,21 +16,20 @@ from fewbits.bench.passes import Case, Passes
 from fewbits.engine.llm import LLM
 from fewbits.kernels import Kernel
 from fewbits.kernels.batch import LayerCache
-from fewbits.kernels.ops import Activation, Array, Attention, AttentionSpec, Ops
+from fewbits.kernels.ops import Array, Attention, AttentionSpec, Ops
 from fewbits.models.decoder import Decoder, Output
 
-# In the order of the table. Projections that share x are one call, named by all of them.
+# In the order of the table. Projections that share x are one call, named by all of them; a norm and the gated
+# activation are computed in the call that takes their rows in.
 OPERATIONS = {
     "embedding": ("embed_tokens",),
-    "norm": (),
-    "qkv": ("q_proj", "k_proj", "v_proj"),
+    "norm, qkv": ("q_proj", "k_proj", "v_proj"),
     "rope, append": (),
     "attend": (),
     "o": ("o_proj",),
-    "gate, up": ("gate_proj", "up_proj"),
-    "activation": (),
-    "down": ("down_proj",),
-    "head": ("lm_head",),
+    "norm, gate, up": ("gate_proj", "up_proj"),
+    "activation, down": ("down_proj",),
+    "norm, head": ("lm_head",),
     "rest of forward": (),
     "batch, sampling": (),
 }
@@ -74,12 +73,7 @@ class _TimedOps:
     def __init__(self, ops: Ops, clock: _Clock) -> None:
         self._ops, self._clock = ops, clock
         self.name, self.vector, self.begin, self.take, self.copy = ops.name, ops.vector, ops.begin, ops.take, ops.copy
-
-    def norm(self, weight: Array, eps: float, offset: float) -> Callable[[Array], Array]:
-        return self._clock.timed("norm", self._ops.norm(weight, eps, offset))
-
-    def gate(self, activation: Activation) -> Callable[[Array, Array], Array]:
-        return self._clock.timed("activation", self._ops.gate(activation))
+        self.norm, self.gate = ops.norm, ops.gate
 
     def attention(self, spec: AttentionSpec) -> Attention:
         return _TimedAttention(self._ops.attention(spec), self._clock)

@@ -44,7 +44,7 @@ def _object(checkpoint: str, llm: LLM, found: Benchmark) -> dict[str, Any]:
         "context": CONTEXT,
         "decode": [{"batch": one.case.sequences} | _figures(one, found) for one in _of(found, "decode")],
         "prefill": [{"tokens": one.case.tokens} | _figures(one, found) for one in _of(found, "prefill")],
-        "profile": {case.kind: _profile(case, operations) for case, operations in found.profiles.items()},
+        "profiles": [_profile(case, operations) for case, operations in found.profiles.items()],
         "skipped": {str(case): reason for case, reason in found.skipped.items()},
     }
 

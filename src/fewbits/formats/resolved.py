@@ -69,7 +69,11 @@ class Format(Protocol):
     def name(self) -> str | None:
         """As the config calls it; None where nothing is quantized."""
 
-    def resolve(self, module: StoredModule) -> Resolved: ...
+    def rule(self, name: str, kind: ModuleKind) -> Any:
+        """What the config says of a module by its name; asked once for each. Hashable."""
+
+    def resolve(self, module: StoredModule, rule: Any) -> Resolved:
+        """What it is; the same for all that are alike in kind, rule, and dtypes and shapes, unless it peeked."""
 
     def decode(self, module: str, resolved: Resolved, arrays: Arrays, warn: Warn) -> QLinear: ...
 

@@ -62,10 +62,13 @@ class Ops(Protocol):
         """A weight vector (a norm's, sinks) from any array of numbers."""
 
     def norm(self, weight: Array, eps: float, offset: float) -> Callable[[Array], Array]:
-        """Bound RMS norm: y = x / sqrt(mean(x^2) + eps) x (weight + offset), over rows of x."""
+        """Bound RMS norm: y = x / sqrt(mean(x^2) + eps) x (weight + offset), over rows of x.
+
+        A product's input, and perhaps computed no sooner than there: x must be as it was until then.
+        """
 
     def gate(self, activation: Activation) -> Callable[[Array, Array], Array]:
-        """Bound gated activation: (gate, up) → activation(gate) x up."""
+        """Bound gated activation: (gate, up) → activation(gate) x up; a product's input, as `norm`'s result."""
 
     def attention(self, spec: AttentionSpec) -> Attention: ...
 

@@ -7,12 +7,13 @@ from collections.abc import Iterable, Mapping
 from fewbits.checkpoint.files import TensorInfo
 from fewbits.formats.resolved import ModuleKind
 
-# What the name of a tensor may end with, behind the name of its module.
-_SUFFIXES = frozenset(
-    """weight bias weight_packed weight_scale weight_zero_point weight_shape weight_g_idx weight_global_scale
-    input_scale input_zero_point input_global_scale output_scale output_zero_point
+# What the name of a tensor may end with, behind the name of its module; each as the one object for all of them.
+_SUFFIXES = {
+    suffix: suffix
+    for suffix in """weight bias weight_packed weight_scale weight_zero_point weight_shape weight_g_idx
+    weight_global_scale input_scale input_zero_point input_global_scale output_scale output_zero_point
     meta scale_packed""".split()
-)
+}
 # Files of 2024 have any tensor in parts: <module>.weight.bitmask, <module>.bias.bitmask
 _SPARSE = frozenset(("bitmask", "compressed", "row_offsets", "shape"))
 _WEIGHTS = ("weight", "weight_packed", "bitmask", "weight.bitmask", "weight_packed.bitmask")  # as many dimensions
@@ -24,21 +25,22 @@ def group(tensors: Mapping[str, TensorInfo]) -> tuple[Modules, list[str]]:
     """Module → suffix → tensor, and the tensors whose names end like no module's."""
     modules: Modules = {}
     loose = []
+    last, stored = "", {}  # most tensors follow others of their module
     for name, info in tensors.items():
-        module, _, suffix = name.rpartition(".")
-        if suffix not in _SUFFIXES:
+        module, _, end = name.rpartition(".")
+        suffix = _SUFFIXES.get(end)
+        if suffix is None:
             owner, _, whole = module.rpartition(".")
-            if suffix in _SPARSE and owner and (whole in _SUFFIXES or whole in _SPARSE):
-                module, suffix = owner, f"{whole}.{suffix}"
-            elif suffix not in _SPARSE:
-                module = ""
-        if module:
-            stored = modules.get(module)
-            if stored is None:
-                stored = modules[module] = {}
-            stored[suffix] = info
-        else:
+            if end in _SPARSE and owner and (whole in _SUFFIXES or whole in _SPARSE):
+                module, suffix = owner, f"{whole}.{end}"
+            elif end in _SPARSE:
+                suffix = end
+        if not module or suffix is None:
             loose.append(name)
+            continue
+        if module != last:
+            last, stored = module, modules.setdefault(module, {})
+        stored[suffix] = info
     return modules, loose
 
 

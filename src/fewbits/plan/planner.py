@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any
+from operator import itemgetter
+from typing import Any, NamedTuple
 
 from fewbits.checkpoint import Checkpoint
 from fewbits.checkpoint.collector import paused
@@ -15,12 +16,13 @@ from fewbits.formats import open_format
 from fewbits.formats.resolved import ModuleKind, Resolved, StoredModule
 from fewbits.kernels import Op, choose
 from fewbits.plan import kv_cache
-from fewbits.plan.activations import NOTICE, Activations, with_int8
+from fewbits.plan.activations import Activations, with_int8
 from fewbits.plan.modules import expert_parents, group, kind_of
 from fewbits.plan.rows import ExecutedAs, Execution, Family, LoadPlan, Need, Row
 from fewbits.spec import QuantSpec
 
 _NO_USE = ("rotary_emb.inv_freq", ".masked_bias")  # stored by old writers, read by nobody
+_dtype_and_shape = itemgetter(0, 1)  # of a TensorInfo
 _NORM = Execution("native")
 _NOT_COMPUTED = Execution("not_run", "not a module that fewbits computes")
 _MOST_EXPERTS = 100_000  # rows for stacked experts; a header of 100 bytes may claim any number
@@ -52,11 +54,18 @@ class _Notices:
             yield Notice(code, modules[0], text + more)
 
 
+class _Known(NamedTuple):
+    """What modules that are alike have in common; `execution` is of those that the model doesn't ask for."""
+
+    resolved: Resolved
+    dtype: str
+    execution: Execution | None = None
+
+
 class _Planner:
     def __init__(self, checkpoint: Checkpoint, family: Family | None, activations: Activations) -> None:
         self.checkpoint = checkpoint
         self.activations = activations
-        self._asked: dict[tuple[int, ModuleKind], tuple[Resolved, Resolved]] = {}
         self.plan = LoadPlan(checkpoint=checkpoint)
         self.warnings = _Notices()
         self.errors = _Notices()
@@ -64,7 +73,7 @@ class _Planner:
         self.needs = self._configure(family)
         self._dtype_of_config = self._config_dtype()
         self._executions: dict[tuple[Op, QuantSpec, tuple[int, ...]], Execution] = {}
-        self._known: dict[tuple[int, ModuleKind], tuple[str, Execution]] = {}
+        self._known: dict[tuple[object, ...], _Known] = {}
         self._not_part = Execution("not_run", f"not part of the {self.plan.family} decoder")
         self._reader = checkpoint.reader()
         self._experts_seen = 0
@@ -92,7 +101,7 @@ class _Planner:
         with self._reader:
             for name, stored in modules.items():
                 need = self.needs.get(name)
-                if need is None and stored.keys() == {"bias"}:
+                if need is None and len(stored) == 1 and "bias" in stored:
                     loose.append(f"{name}.bias")
                     continue
                 kind = need.kind if need is not None else kind_of(name, stored, parents)
@@ -127,20 +136,20 @@ class _Planner:
             self._stacked(name, stored, weight.shape[0])
             return
 
-        def peek(suffix: str) -> Any:
-            return None if self.checkpoint.header_only else self._reader.read(f"{name}.{suffix}")
-
-        resolved = self._as_asked(name, kind, self.format.resolve(StoredModule(name, kind, stored, expected, peek)))
+        rule = self.format.rule(name, kind)
+        # Thousands of modules are alike: what their headers and the config make of one holds for all.
+        key = (rule, kind, expected, *stored, *map(_dtype_and_shape, stored.values()))
+        known = self._known.get(key)
+        if known is None:
+            known = self._resolve(StoredModule(name, kind, stored, expected), rule, key)
+        resolved, dtype, execution = known
         for code, text in resolved.notices:
             self.warnings.add(code, name, text)
-        # Thousands of modules are alike; a format gives these the same object.
-        key = (id(resolved), kind)
-        known = self._known.get(key) if need is None and "bias" not in stored else None
-        if known is None:
-            known = (self._dtype(resolved), self._execution(name, kind, resolved, stored.get("bias")))
-            if resolved.error is None and known[1].executed_as != "refused":
-                self._known[key] = known
-        dtype, execution = known
+        if execution is None or need is not None:
+            execution = self._execution(name, kind, resolved, stored.get("bias"))
+            alike = need is None and "bias" not in stored and resolved.error is None
+            if alike and execution.executed_as != "refused" and key in self._known:
+                self._known[key] = _Known(resolved, dtype, execution)
         claimed, decided_by = resolved.claimed, resolved.decided_by
         self.plan.rows.append(
             Row(name, kind, resolved.shape, resolved.spec, dtype, claimed, decided_by, execution, name, resolved)
@@ -148,16 +157,22 @@ class _Planner:
         if len(claimed) != len(stored):
             self._unclaimed(name, stored, claimed)
 
-    def _as_asked(self, name: str, kind: ModuleKind, resolved: Resolved) -> Resolved:
-        if self.activations == "stored":
-            return resolved
-        key = (id(resolved), kind)
-        if key not in self._asked:  # what a format gives many modules stays one object, and alive
-            self._asked[key] = (resolved, with_int8(resolved, kind))
-        changed = self._asked[key][1]
-        if changed is not resolved:
-            self.warnings.add("activations-asked", name, NOTICE)
-        return changed
+    def _resolve(self, module: StoredModule, rule: Any, key: tuple[object, ...]) -> _Known:
+        """What a module and all with the same key are; not kept where the module's data decided."""
+        peeked = False
+
+        def peek(suffix: str) -> Any:
+            nonlocal peeked
+            peeked = True
+            return None if self.checkpoint.header_only else self._reader.read(f"{module.name}.{suffix}")
+
+        resolved = self.format.resolve(module._replace(peek=peek), rule)
+        if self.activations == "int8":
+            resolved = with_int8(resolved, module.kind)
+        known = _Known(resolved, self._dtype(resolved))
+        if not peeked:
+            self._known[key] = known
+        return known
 
     def _execution(self, name: str, kind: ModuleKind, resolved: Resolved, bias: TensorInfo | None) -> Execution:
         need = self.needs.get(name)
@@ -220,7 +235,7 @@ class _Planner:
             else info
             for suffix, info in stored.items()
         }
-        resolved = self.format.resolve(StoredModule(name, "expert", one))
+        resolved = self.format.resolve(StoredModule(name, "expert", one), self.format.rule(name, "expert"))
         claimed, problem = resolved.claimed, resolved.error
         others: tuple[str, ...] = ()
         if loose:
@@ -254,7 +269,8 @@ class _Planner:
         if len(info.shape) == 3 and ".experts." in name:
             self._stacked(name, {"weight": info}, info.shape[0], loose=True)
             return
-        spec = self.format.resolve(StoredModule(name, "other", {"weight": info})).spec
+        module = StoredModule(name, "other", {"weight": info})
+        spec = self.format.resolve(module, self.format.rule(name, "other")).spec
         dtype = DTYPES[info.dtype][1].name
         own = (name,)
         self.plan.rows.append(

@@ -8,11 +8,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from operator import itemgetter
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fewbits.checkpoint import Checkpoint
 from fewbits.checkpoint.files import DTYPES
@@ -39,7 +36,7 @@ __all__ = ["CompressedTensors", "claim", "find_config"]
 _OUTPUT_SUFFIXES = ("output_scale", "output_zero_point")
 _BESIDE = (*activations.SUFFIXES, *_OUTPUT_SUFFIXES, "bias")  # what any layout may have
 _MARLIN_24 = ("meta", "scale_packed")
-_dtype_and_shape = itemgetter(0, 1)  # of a TensorInfo
+Rule = tuple[str | None, str | None]  # the target and the ignore entry that a module's name falls under
 _OPEN = WeightSpec("float", 0)  # of modules whose tensors don't tell
 
 
@@ -65,34 +62,24 @@ class CompressedTensors:
         # The later group wins where one target stands in two.
         self._scheme_of = {target: scheme for scheme in config.schemes for target in scheme.targets}
         self._targets = Patterns(self._scheme_of, config.source)
-        self._memory: dict[object, Resolved] = {}
 
     # ---- resolving ---------------------------------------------------------------------------------------------
 
-    def resolve(self, module: StoredModule) -> Resolved:
+    def rule(self, name: str, kind: ModuleKind) -> Rule:
+        return self._targets.match(name, kind), self._ignore.match(name, kind)
+
+    def resolve(self, module: StoredModule, rule: Rule) -> Resolved:
         """What this module is. Never raises for a module's own faults: they are `error`s of the result."""
-        ignored = self._ignore.match(module.name, module.kind)
-        target = self._targets.match(module.name, module.kind)
-        # Thousands of modules share a rule, a scheme and shapes: their names play no part from here on.
-        stored = map(_dtype_and_shape, module.tensors.values())
-        key = (target, ignored, module.kind, module.expected, *module.tensors, *stored)
-        known = self._memory.get(key)
-        if known is None:
-            peeked: list[str] = []
+        target, ignored = rule
+        scheme = self._scheme_of[target] if target is not None else None
+        resolved = self._resolve(module, scheme, ignored is not None)
+        if not resolved.decided_by:
+            resolved = replace(resolved, decided_by=self._decided_by(module.kind, scheme, target, ignored))
+        return resolved
 
-            def peek(suffix: str) -> NDArray[Any] | None:
-                peeked.append(suffix)
-                return module.peek(suffix)
-
-            scheme = self._scheme_of[target] if target is not None else None
-            known = self._resolve(module._replace(peek=peek), scheme, ignored is not None)
-            if not known.decided_by:
-                known = replace(known, decided_by=self._rule(module.kind, scheme, target, ignored))
-            if not peeked:  # what the data of this module decided is its own
-                self._memory[key] = known
-        return known
-
-    def _rule(self, kind: ModuleKind, scheme: schemes.Scheme | None, target: str | None, ignored: str | None) -> str:
+    def _decided_by(
+        self, kind: ModuleKind, scheme: schemes.Scheme | None, target: str | None, ignored: str | None
+    ) -> str:
         """Which rule of the config decided."""
         if ignored is not None:
             return f"ignore entry {ignored}"

@@ -96,12 +96,13 @@ def pack(table: QLinear, run: Run = at_once) -> PackedTable:
 
 def bind(tables: Sequence[PackedTable]) -> Callable[[Array], Array]:
     from fewbits import _native
+    from fewbits.kernels.cpu.arrays import empty
 
     (table,) = tables
     K, gather, address, order = table.rows.K, table.rows.rows, _native.address, table.order
 
     def rows(token_ids: Array) -> Array:
-        x = np.empty((len(token_ids), K), np.float32)
+        x = empty(len(token_ids), K)
         gather(address(token_ids), len(token_ids), address(x))
         if order is None:
             return x

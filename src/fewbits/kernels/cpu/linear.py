@@ -171,33 +171,7 @@ def _fill(packed: Any, weight: QWeight, found: Container, rows: slice, row_sums:
         row_sums[rows] = values.sum(axis=1) / (weight.global_scale or 1.0)
 
 
-class Runner:
-    """One native call for several weights that share x."""
+def bind(weights: Sequence[PackedLinear]) -> Any:
+    from fewbits.kernels.cpu.runner import Runner
 
-    __slots__ = ("_K", "_N", "_address", "_run")
-
-    def __init__(self, weights: Sequence[PackedLinear]) -> None:
-        from fewbits import _native
-
-        self._run = _native.Gemm([packed.product() for packed in weights]).run
-        self._address = _native.address
-        self._K = weights[0].weight.K
-        self._N = tuple(packed.weight.N for packed in weights)
-
-    def __call__(self, x: Array, add_to: Array | None = None) -> tuple[Array, ...]:
-        M, K = x.shape
-        if K != self._K or x.dtype != np.float32:
-            raise ValueError(f"x must be float32 [M, {self._K}], not {x.dtype} {list(x.shape)}")
-        address = self._address
-        if add_to is None:
-            y = tuple([np.empty((M, N), np.float32) for N in self._N])
-            self._run(address(x), M, [address(one) for one in y], False)
-            return y
-        if len(self._N) > 1 or add_to.shape != (M, self._N[0]) or add_to.dtype != np.float32:
-            raise ValueError(f"add_to must be float32 [{M}, {self._N[0]}] of a single weight")
-        self._run(address(x), M, (address(add_to),), True)
-        return (add_to,)
-
-
-def bind(weights: Sequence[PackedLinear]) -> Runner:
-    return Runner(weights)
+    return Runner([packed.product() for packed in weights], [packed.weight.N for packed in weights])

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from fewbits import _native
 from fewbits.kernels.batch import Batch, LayerCache
+from fewbits.kernels.cpu.arrays import Gated, Normed, empty
 from fewbits.kernels.ops import Activation, AttentionSpec
 from fewbits.kernels.rope import Rope, RopeTable
 
@@ -102,7 +103,7 @@ class Attention:
         )
 
     def attend(self, q: Array, step: Step, cache: LayerCache) -> Array:
-        out = np.empty_like(q)
+        out = empty(*q.shape)
         spec = self._spec
         _attend(
             _address(q),
@@ -119,12 +120,6 @@ class Attention:
         return out
 
 
-def _silu_mul(gate: Array, up: Array) -> Array:
-    y = np.empty_like(gate)
-    _native.silu_mul(_address(gate), _address(up), _address(y), *gate.shape)
-    return y
-
-
 class CpuOps:
     name = "cpu"
 
@@ -134,20 +129,11 @@ class CpuOps:
     def vector(self, values: Any) -> Array:
         return np.ascontiguousarray(values, np.float32)
 
-    def norm(self, weight: Array, eps: float, offset: float) -> Callable[[Array], Array]:
-        weight_address = _address(weight)
+    def norm(self, weight: Array, eps: float, offset: float) -> Callable[[Array], Normed]:
+        return lambda x: Normed(x, weight, eps, offset)
 
-        # `keep` holds the weight, whose address the call uses.
-        def rms_norm(x: Array, keep: Array = weight) -> Array:
-            y = np.empty_like(x)
-            T, H = x.shape
-            _native.rms_norm(_address(x), weight_address, _address(y), T, H, eps, offset)
-            return y
-
-        return rms_norm
-
-    def gate(self, activation: Activation) -> Callable[[Array, Array], Array]:
-        return {"silu": _silu_mul}[activation]
+    def gate(self, activation: Activation) -> Callable[[Array, Array], Gated]:
+        return {"silu": Gated}[activation]
 
     def attention(self, spec: AttentionSpec) -> Attention:
         return Attention(spec, self._tables.setdefault(spec.rope, RopeTable(spec.rope)))

@@ -104,6 +104,7 @@ class Runner:
     def __call__(self, x: Array, add_to: Array | None = None) -> tuple[Array, ...]:
         inputs: dict[tuple[ActSpec | None, Statics], Array] = {}
         results = []
+        x = np.asarray(x)  # the native back end's norms compute their rows when they are asked for
         for packed in self._weights:
             key = (packed.act, packed.statics)
             if key not in inputs:

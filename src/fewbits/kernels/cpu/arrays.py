@@ -1,0 +1,69 @@
+"""Activations: memory for them, and rows that are computed on the way into a product."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fewbits import _native
+
+Array = NDArray[Any]
+
+_POOLED = 1 << 16  # numbers; arrays of fewer stay in malloc's heap between calls
+_address = _native.address
+
+
+def empty(rows: int, columns: int) -> Array:
+    """An uninitialized float32 [rows, columns]. Large ones come from a pool: malloc gives their pages back to the
+    system, and the next one's would be faulted in anew.
+    """
+    if rows * columns < _POOLED:
+        return np.empty((rows, columns), np.float32)
+    return _native.pooled(rows, columns)
+
+
+class Normed:
+    """The rows of an RMS norm, float32 [M, K], of what `x` holds when they are used: a product computes them as it
+    takes them in, NumPy (`np.asarray`) gets an array.
+    """
+
+    dtype = np.dtype(np.float32)
+    __slots__ = ("_eps", "_offset", "_weight", "_x", "shape")
+
+    def __init__(self, x: Array, weight: Array, eps: float, offset: float) -> None:
+        self.shape = x.shape
+        self._x, self._weight, self._eps, self._offset = x, weight, eps, offset
+
+    def multiply(self, gemm: Any, y: Sequence[int], add: bool) -> None:
+        M, _ = self.shape
+        gemm.run_norm(_address(self._x), _address(self._weight), self._eps, self._offset, M, y, add)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
+        M, K = self.shape
+        y = empty(M, K)
+        _native.rms_norm(_address(self._x), _address(self._weight), _address(y), M, K, self._eps, self._offset)
+        return y if dtype is None else y.astype(dtype, copy=False)
+
+
+class Gated:
+    """The rows silu(gate) x up, float32 [M, K], as `Normed` has those of a norm."""
+
+    dtype = np.dtype(np.float32)
+    __slots__ = ("_gate", "_up", "shape")
+
+    def __init__(self, gate: Array, up: Array) -> None:
+        self.shape = gate.shape
+        self._gate, self._up = gate, up
+
+    def multiply(self, gemm: Any, y: Sequence[int], add: bool) -> None:
+        M, _ = self.shape
+        gemm.run_gated(_address(self._gate), _address(self._up), M, y, add)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
+        M, K = self.shape
+        y = empty(M, K)
+        _native.silu_mul(_address(self._gate), _address(self._up), _address(y), M, K)
+        return y if dtype is None else y.astype(dtype, copy=False)
