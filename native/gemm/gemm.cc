@@ -1,5 +1,6 @@
 #include "gemm/gemm.h"
 
+#include <math.h>
 #include <string.h>
 
 #include <algorithm>
@@ -45,8 +46,12 @@ bool has_row_zero(const Activation& activation) {
 
 DotKind dot_kind(const Product& product) {
   const WeightKind kind = product.weight->kind();
+  const Quantizer quantizer = product.activation.quantizer;
+  if (kind == WeightKind::fp4 && (quantizer == Quantizer::nvfp4 || quantizer == Quantizer::mxfp4)) {
+    return DotKind::int8;
+  }
   if (kind != WeightKind::int4 && kind != WeightKind::int8) return DotKind::floats;
-  switch (product.activation.quantizer) {
+  switch (quantizer) {
     case Quantizer::int8_token:
     case Quantizer::int8_token_asymmetric:
     case Quantizer::int8_static:
@@ -74,6 +79,20 @@ float* scratch(int64_t words) {
   const size_t bytes = words * sizeof(float);
   if (buffer.bytes() < bytes) buffer = Buffer(bytes);
   return buffer.as<float>();
+}
+
+// Codes of x in groups (or one), doubled. NaN is no integer: the group's scale tells of it.
+void double_codes(float* codes, int64_t K, int64_t group_size, float* scales) {
+  if (group_size == 0) group_size = K;
+  for (int64_t begin = 0; begin < K; begin += group_size, ++scales) {
+    const int64_t end = std::min(begin + group_size, K);
+    bool numbers = true;
+    for (int64_t k = begin; k < end; ++k) {
+      numbers &= codes[k] == codes[k];
+      codes[k] *= 2;
+    }
+    if (!numbers) *scales = NAN;
+  }
 }
 
 std::vector<Span> make_spans(const Product& product) {
@@ -211,6 +230,7 @@ struct Gemm::Prepared {
       x = line;
       if (!activation.group_size) factor[m] = group_scales[0];
     }
+    if (how->kernel->doubled) double_codes(line, K, activation.group_size, group_scales);
     uint32_t* const words = values + m * how->value_stride;
     how->kernel->prepare(x, K, words);
     const int64_t codes = codes_per_word(how->product->weight->kind());
@@ -270,15 +290,17 @@ struct Gemm::Pass {
       weight.list = {input.how->spans.data(), static_cast<int64_t>(input.how->spans.size())};
       memset(totals, 0, (pass.rows + kRowPadding) * kPanelRows * sizeof(float));
       part.kernel->panel(weight, input.input(), pass.rows, totals);
-      pass.finish(*part.product, input, pass.y[i], panel - part.panel_begin, totals);
+      pass.finish(part, input, pass.y[i], panel - part.panel_begin, totals);
     }
   }
 
-  void finish(const Product& product, const Prepared& input, float* out, int64_t panel,
+  void finish(const Part& part, const Prepared& input, float* out, int64_t panel,
               const float* totals) const {
+    const Product& product = *part.product;
     const int64_t N = product.weight->N();
     const int64_t n = panel * kPanelRows, columns = std::min<int64_t>(kPanelRows, N - n);
-    const double multiplier = product.multiplier * product.activation.global_scale;
+    const double unit = part.kernel->doubled ? 0.25 : 1;
+    const double multiplier = unit * product.multiplier * product.activation.global_scale;
     float factor[kMaxRows];
     for (int64_t m = 0; m < rows; ++m) factor[m] = static_cast<float>(input.factor[m] * multiplier);
     float bias[kPanelRows] = {}, sums[kPanelRows] = {};

@@ -91,19 +91,7 @@ struct Integers : Integers512 {
 }  // namespace
 
 const GemmKernel* gemm_kernel_avx512(WeightKind kind, DotKind dot) {
-  static constexpr GemmKernel kFloats[kWeightKinds] = {
-      make_kernel<Floats, FloatWords, WeightKind::int4>(),
-      make_kernel<Floats, FloatWords, WeightKind::int8>(),
-      make_kernel<Floats, FloatWords, WeightKind::fp4>(),
-      make_kernel<Floats, FloatWords, WeightKind::fp8>(),
-      make_kernel<Floats, FloatWords, WeightKind::bf16>(),
-      make_kernel<Floats, FloatWords, WeightKind::f16>(),
-      make_kernel<Floats, FloatWords, WeightKind::f32>(),
-  };
-  static constexpr GemmKernel kInteger4 = make_kernel<Integers, Int16Words, WeightKind::int4>();
-  static constexpr GemmKernel kInteger8 = make_kernel<Integers, Int16Words, WeightKind::int8>();
-  if (dot == DotKind::floats) return &kFloats[static_cast<int>(kind)];
-  return kind == WeightKind::int4 ? &kInteger4 : kind == WeightKind::int8 ? &kInteger8 : nullptr;
+  return tier_kernel<Floats, Integers>(kind, dot);
 }
 
 const RowKernels* row_kernels_avx512() {

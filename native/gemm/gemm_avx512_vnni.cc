@@ -9,12 +9,19 @@ namespace {
 struct Integers : Integers512 {
   template <WeightKind kind>
   static constexpr int steps = codes_per_word(kind) / 4;
+  // Of fp4 five, and the end of a group of 16 every other word: as slow as memory, by measurement.
   template <WeightKind kind>
-  static constexpr int decode_operations = kind == WeightKind::int4 ? 3 : 0;
+  static constexpr int decode_operations = kind == WeightKind::int8   ? 0
+                                           : kind == WeightKind::int4 ? 3
+                                                                      : 6;
   template <WeightKind kind, int step>
   static Operand decode(Words word) {
     if constexpr (kind == WeightKind::int8) return word;
-    return _mm512_and_si512(_mm512_srli_epi32(word, 4 * step), _mm512_set1_epi32(0x0f0f0f0f));
+    const __m512i codes =
+        _mm512_and_si512(_mm512_srli_epi32(word, 4 * step), _mm512_set1_epi32(0x0f0f0f0f));
+    if constexpr (kind == WeightKind::int4) return codes;
+    const __m128i values = _mm_load_si128(reinterpret_cast<const __m128i*>(kDoubledFp4));
+    return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(values), codes);
   }
   static Sum dot(Sum sum, Operand weight, Operand x) {
     // As the intrinsic GCC 12 copies sums between registers around the loop.

@@ -77,9 +77,12 @@ float span_sum(const uint32_t* values, int64_t begin, int64_t end) {
 }
 
 template <WeightKind kind>
-constexpr GemmKernel kKernel = {panel<kind>, prepare<kind>, span_sum<codes_per_word(kind)>,
+constexpr GemmKernel kKernel = {panel<kind>,
+                                prepare<kind>,
+                                span_sum<codes_per_word(kind)>,
                                 codes_per_word(kind),
-                                kind == WeightKind::int4 || kind == WeightKind::int8};
+                                kind == WeightKind::int4 || kind == WeightKind::int8,
+                                false};
 
 }  // namespace
 

@@ -47,7 +47,8 @@ enum class WeightKind { int4, int8, fp4, fp8, bf16, f16, f32 };
 constexpr int kWeightKinds = 7;
 
 // What x is multiplied as: floats (bfloat16 or float32, by tier), or integers of eight or sixteen
-// bits with integer codes.
+// bits with integer codes. fp4 with fp4 are integers of eight bits too, once both are doubled;
+// where a tier has no instruction for these, their float products are as exact.
 enum class DotKind { floats, int8, int16 };
 
 enum class ScaleKind { none, f32, bf16, f16, e4m3, e8m0 };
@@ -163,8 +164,9 @@ struct GemmKernel {
   void (*prepare)(const float* x, int64_t K, uint32_t* values);
   // The sum of x over words [begin, end) of the weight.
   float (*sum)(const uint32_t* values, int64_t begin, int64_t end);
-  int x_words;  // for a word of the weight
-  bool sums;    // whether `panel` reads the sums of x
+  int x_words;   // for a word of the weight
+  bool sums;     // whether `panel` reads the sums of x
+  bool doubled;  // `prepare` wants x doubled, and totals are four times what they stand for
 };
 
 // What a tier does to rows of floats around the products.

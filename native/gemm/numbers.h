@@ -9,6 +9,11 @@
 namespace fewbits {
 namespace {
 
+// e2m1 doubled is an integer, and not negative with the largest of them added.
+constexpr int kFp4Offset = 12;
+alignas(16) constexpr uint8_t kDoubledFp4[16] = {12, 13, 14, 15, 16, 18, 20, 24,
+                                                 12, 11, 10, 9,  8,  6,  4,  0};
+
 inline float from_bits(uint32_t bits) {
   float value;
   memcpy(&value, &bits, sizeof value);

@@ -14,6 +14,7 @@
 //   steps<kind>        operands of a word
 //   decode_operations<kind>  that all steps of a word take
 //   offset<kind>       what decoding leaves in a code, and in the totals if it isn't taken out
+//   doubled<kind>      decoded codes are twice what they stand for
 //   decode<kind, step>(words), dot(sum, operand, x), zero(), to_float(sum)
 //   load, store, set1, mul, fmadd, fnmadd   on Float
 #pragma once
@@ -83,8 +84,9 @@ FEWBITS_INLINE Ahead ahead_of(const Block& block, int64_t m) {
 }
 
 // Zero points and what decoding leaves in a code are taken out by the sums of x.
-constexpr bool has_sums(WeightKind kind) {
-  return kind == WeightKind::int4 || kind == WeightKind::int8;
+template <class Dot, WeightKind kind>
+constexpr bool has_sums() {
+  return kind == WeightKind::int4 || kind == WeightKind::int8 || Dot::template offset<kind> != 0;
 }
 
 template <class Dot, WeightKind kind, int rows, int step = 0>
@@ -165,7 +167,7 @@ struct Totals {
 
   FEWBITS_MEMBER Totals(const Block& b, const GemmInput& in, int64_t m, int strip, float* totals)
       : block(b), stride(in.span_stride), memory(totals + m * kPanelRows + strip), n(strip) {
-    if constexpr (has_sums(kind)) sums = in.sums + m * stride + block.first_span;
+    if constexpr (has_sums<Dot, kind>()) sums = in.sums + m * stride + block.first_span;
     if constexpr (scaled) scales = in.scales + m * stride + block.first_span;
     for (int i = 0; kKept && i < rows; ++i) {
       for (int t = 0; t < Dot::kTiles; ++t) kept[i][t] = Dot::load(place(i, t));
@@ -182,10 +184,11 @@ struct Totals {
     for (int t = 0; t < Dot::kTiles; ++t) {
       const Float scale = Dot::load(block.scale + group + t * Dot::kLanes);
       Float offset;
-      if constexpr (has_sums(kind)) offset = Dot::load(block.offset + group + t * Dot::kLanes);
+      if constexpr (has_sums<Dot, kind>())
+        offset = Dot::load(block.offset + group + t * Dot::kLanes);
       for (int i = 0; i < rows; ++i) {
         Float partial = Dot::to_float(sum[i][t]);
-        if constexpr (has_sums(kind)) {
+        if constexpr (has_sums<Dot, kind>()) {
           partial = Dot::fnmadd(offset, Dot::set1(sums[i * stride]), partial);
         }
         if constexpr (scaled) partial = Dot::mul(partial, Dot::set1(scales[i * stride]));
@@ -196,7 +199,7 @@ struct Totals {
         }
       }
     }
-    if constexpr (has_sums(kind)) ++sums;
+    if constexpr (has_sums<Dot, kind>()) ++sums;
     if constexpr (scaled) ++scales;
   }
 
@@ -287,7 +290,7 @@ static void panel(const GemmPanel& p, const GemmInput& in, int64_t rows, float* 
     } else {
       widen_scales(p.scale_kind, p.scale, p.shared, group, groups, scales);
     }
-    if constexpr (has_sums(kind)) {
+    if constexpr (has_sums<Dot, kind>()) {
       const int8_t* zero = p.zero ? p.zero + group * kPanelRows : nullptr;
       for (int64_t i = 0; i < groups * kPanelRows; ++i) {
         offsets[i] = Dot::template offset<kind> + (zero ? static_cast<float>(zero[i]) : 0.0f);

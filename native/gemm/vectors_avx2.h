@@ -17,6 +17,8 @@ struct Vectors256 {
   static constexpr int decoding_rows = codes_per_word(kind) == 8 ? 4 : kMaxRows;
   template <WeightKind kind>
   static constexpr int decode_once_rows = 12;
+  template <WeightKind kind>
+  static constexpr bool doubled = false;
   using Words = __m256i;
   using Float = __m256;
 
@@ -46,7 +48,11 @@ struct Integers256 : Vectors256 {
   static Float to_float(Sum sum) { return _mm256_cvtepi32_ps(sum); }
   static Sum join(Sum high, Sum low) { return _mm256_add_epi32(_mm256_slli_epi32(high, 8), low); }
   template <WeightKind kind>
-  static constexpr float offset = kind == WeightKind::int4 ? 8 : 128;
+  static constexpr float offset = kind == WeightKind::int4   ? 8
+                                  : kind == WeightKind::int8 ? 128
+                                                             : kFp4Offset;
+  template <WeightKind kind>
+  static constexpr bool doubled = kind == WeightKind::fp4;
 };
 
 }  // namespace

@@ -19,6 +19,8 @@ struct Vectors512 {
   static constexpr int decoding_rows = codes_per_word(kind) == 8 ? 4 : kMaxRows;
   template <WeightKind kind>
   static constexpr int decode_once_rows = codes_per_word(kind) == 8 ? 24 : 8;
+  template <WeightKind kind>
+  static constexpr bool doubled = false;
   using Words = __m512i;
   using Float = __m512;
 
@@ -44,7 +46,11 @@ struct Integers512 : Vectors512 {
   static Float to_float(Sum sum) { return _mm512_cvtepi32_ps(sum); }
   static Sum join(Sum high, Sum low) { return _mm512_add_epi32(_mm512_slli_epi32(high, 8), low); }
   template <WeightKind kind>
-  static constexpr float offset = kind == WeightKind::int4 ? 8 : 128;
+  static constexpr float offset = kind == WeightKind::int4   ? 8
+                                  : kind == WeightKind::int8 ? 128
+                                                             : kFp4Offset;
+  template <WeightKind kind>
+  static constexpr bool doubled = kind == WeightKind::fp4;
 };
 
 }  // namespace

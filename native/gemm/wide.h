@@ -68,12 +68,14 @@ template <class Narrow, class NarrowWords, class Words>
 const GemmKernel* integer_kernel(WeightKind kind, DotKind dot) {
   static constexpr GemmKernel kNarrow4 = make_kernel<Narrow, NarrowWords, WeightKind::int4>();
   static constexpr GemmKernel kNarrow8 = make_kernel<Narrow, NarrowWords, WeightKind::int8>();
+  static constexpr GemmKernel kNarrowFp4 = make_kernel<Narrow, NarrowWords, WeightKind::fp4>();
   static constexpr GemmKernel kWide4 = make_kernel<Wide<Narrow>, Words, WeightKind::int4>();
   static constexpr GemmKernel kWide8 = make_kernel<Wide<Narrow>, Words, WeightKind::int8>();
   if (dot == DotKind::floats) return nullptr;
   const bool wide = dot == DotKind::int16;
   if (kind == WeightKind::int4) return wide ? &kWide4 : &kNarrow4;
-  return kind == WeightKind::int8 ? wide ? &kWide8 : &kNarrow8 : nullptr;
+  if (kind == WeightKind::int8) return wide ? &kWide8 : &kNarrow8;
+  return kind == WeightKind::fp4 && !wide ? &kNarrowFp4 : nullptr;
 }
 
 }  // namespace

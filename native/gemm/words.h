@@ -110,8 +110,26 @@ float span_sum(const uint32_t* values, int64_t begin, int64_t end) {
 template <class Dot, class Words, WeightKind kind>
 constexpr GemmKernel make_kernel() {
   constexpr int kWords = Dot::template steps<kind> * Dot::kValueWords;
-  return {panel_of<Dot, kind>, prepare<Dot, Words, kind>, span_sum<Words, kWords>, kWords,
-          has_sums(kind)};
+  return {panel_of<Dot, kind>,   prepare<Dot, Words, kind>,  span_sum<Words, kWords>, kWords,
+          has_sums<Dot, kind>(), Dot::template doubled<kind>};
+}
+
+// The kernels of a tier that multiplies floats, and integers in pairs of sixteen bits.
+template <class Floats, class Integers>
+const GemmKernel* tier_kernel(WeightKind kind, DotKind dot) {
+  static constexpr GemmKernel kFloats[kWeightKinds] = {
+      make_kernel<Floats, FloatWords, WeightKind::int4>(),
+      make_kernel<Floats, FloatWords, WeightKind::int8>(),
+      make_kernel<Floats, FloatWords, WeightKind::fp4>(),
+      make_kernel<Floats, FloatWords, WeightKind::fp8>(),
+      make_kernel<Floats, FloatWords, WeightKind::bf16>(),
+      make_kernel<Floats, FloatWords, WeightKind::f16>(),
+      make_kernel<Floats, FloatWords, WeightKind::f32>(),
+  };
+  static constexpr GemmKernel kInteger4 = make_kernel<Integers, Int16Words, WeightKind::int4>();
+  static constexpr GemmKernel kInteger8 = make_kernel<Integers, Int16Words, WeightKind::int8>();
+  if (dot == DotKind::floats || kind == WeightKind::fp4) return &kFloats[static_cast<int>(kind)];
+  return kind == WeightKind::int4 ? &kInteger4 : kind == WeightKind::int8 ? &kInteger8 : nullptr;
 }
 
 }  // namespace

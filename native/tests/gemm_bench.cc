@@ -94,7 +94,7 @@ const Scheme kSchemes[] = {
      false,
      {Quantizer::int8_group, 128},
      Dot::int8},
-    {"nvfp4 a4", WeightKind::fp4, 16, ScaleKind::e4m3, false, {Quantizer::nvfp4, 16}, Dot::bf16},
+    {"nvfp4 a4", WeightKind::fp4, 16, ScaleKind::e4m3, false, {Quantizer::nvfp4, 16}, Dot::int8},
 };
 
 std::shared_ptr<Product> random_product(const Scheme& scheme, int64_t N, int64_t K) {

@@ -9,16 +9,20 @@ from fewbits.kernels import KERNELS, choose
 from fewbits.spec import ActSpec, QuantSpec, WeightSpec, dense
 
 SHAPE = (96, 64)
-NO_INT8 = ("cpu.dot_int8", "integer weights and int8 activations")
+NO_INT8 = ("cpu.dot_int8", "integer weights and int8 activations, or fp4 and fp4")
 NO_INT16 = ("cpu.dot_int16", "integer weights and unquantized activations")
 NATIVE = ["cpu.dot_int8", "cpu.dot_int16", "cpu.dot_bf16"]
 INTEGERS = ("int", "uint")
 
 
-def in_words(spec, act=None):
-    """Integers in groups of columns that aren't whole words are stored as floats."""
+def in_words(spec, act=None, codes=4):
+    """Codes in groups of columns that aren't whole words are stored as wider ones."""
     columns = [spec.block_of(SHAPE)[1], act.group_size or SHAPE[1] if act else SHAPE[1]]
-    return all(size >= SHAPE[1] or size % 4 == 0 for size in columns)
+    return all(size >= SHAPE[1] or size % codes == 0 for size in columns)
+
+
+def is_fp4(spec):
+    return (spec.kind, spec.exponent, spec.mantissa) == ("float", 2, 1)
 
 
 @pytest.mark.parametrize("allow_reference", [False, True])
@@ -42,7 +46,8 @@ def test_integers_meet_integers_where_both_are_stored_so(name, act):
         assert kernel is None
         return
     integer = spec.kind in INTEGERS and ACTS[act].kind == "int" and in_words(spec, ACTS[act])
-    assert kernel is not None and kernel.name == ("cpu.dot_int8" if integer else "cpu.dot_bf16")
+    fp4 = is_fp4(spec) and is_fp4(ACTS[act]) and in_words(spec, ACTS[act], codes=8)
+    assert kernel is not None and kernel.name == ("cpu.dot_int8" if integer or fp4 else "cpu.dot_bf16")
 
 
 FLOAT64 = "floats of 16 or 32 bits"

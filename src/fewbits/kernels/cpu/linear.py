@@ -28,6 +28,7 @@ _SPAN = 512  # kSpanCodes of native/gemm/kernel.h: the products that are summed 
 _INTEGER_OFFSETS = {"int4": 8, "int8": 128}  # codes are multiplied as they are stored, offset-binary
 _BF16_OFFSETS = {"int4": 136, "int8": 128}  # of Bf16 in native/gemm/gemm_avx512_bf16.cc
 _BLOCK = 1 << 19  # bytes of codes packed at a time: read and packed, they stay in a core's cache
+_FP4 = ("nvfp4", "mxfp4")  # of x: doubled, they and codes of fp4 are integers
 _WITH_ZERO = ("int8_token_asymmetric", "int8_static_asymmetric")
 
 
@@ -38,11 +39,14 @@ def _container(spec: QuantSpec, shape: tuple[int, int]) -> Container | str:
 def _integers(spec: QuantSpec, shape: tuple[int, int]) -> Literal["int8", "int16"] | None:
     """The dot of integer codes with x, where x has integer codes too or is left as it is."""
     found = _container(spec, shape)
-    if isinstance(found, str) or found.kind not in _INTEGER_OFFSETS:
+    if isinstance(found, str):
         return None
-    if spec.act is None:
-        return "int16"
-    return "int8" if (formula(spec.act) or "").startswith("int8") else None
+    how = formula(spec.act) or "" if spec.act is not None else None
+    if found.kind == "fp4":
+        return "int8" if how in _FP4 else None
+    if found.kind not in _INTEGER_OFFSETS:
+        return None
+    return "int16" if how is None else "int8" if how.startswith("int8") else None
 
 
 def accepts(spec: QuantSpec, shape: tuple[int, int]) -> str | None:
@@ -60,7 +64,7 @@ def accepts(spec: QuantSpec, shape: tuple[int, int]) -> str | None:
 
 def accepts_int8(spec: QuantSpec, shape: tuple[int, int]) -> str | None:
     integers = spec.act is not None and _integers(spec, shape)
-    return accepts(spec, shape) if integers else "integer weights and int8 activations"
+    return accepts(spec, shape) if integers else "integer weights and int8 activations, or fp4 and fp4"
 
 
 def accepts_int16(spec: QuantSpec, shape: tuple[int, int]) -> str | None:
