@@ -75,26 +75,12 @@ void attend_many_pairs(const AttendChunk& chunk) {
 
 template <CacheKind kind>
 void attend_pairs(const AttendChunk& chunk) {
-  switch (chunk.rows) {
-    case 1:
-      return attend_few_pairs<kind, 1>(chunk);
-    case 2:
-      return attend_few_pairs<kind, 2>(chunk);
-    case 3:
-      return attend_few_pairs<kind, 3>(chunk);
-    case 4:
-      return attend_few_pairs<kind, 4>(chunk);
-    case 5:
-      return attend_few_pairs<kind, 5>(chunk);
-    case 6:
-      return attend_few_pairs<kind, 6>(chunk);
-    case 7:
-      return attend_few_pairs<kind, 7>(chunk);
-    case 8:
-      return attend_few_pairs<kind, 8>(chunk);
-    default:
-      return attend_many_pairs<kind>(chunk);
-  }
+  constexpr void (*kFew[])(const AttendChunk&) = {
+      attend_few_pairs<kind, 1>, attend_few_pairs<kind, 2>, attend_few_pairs<kind, 3>,
+      attend_few_pairs<kind, 4>, attend_few_pairs<kind, 5>, attend_few_pairs<kind, 6>,
+      attend_few_pairs<kind, 7>, attend_few_pairs<kind, 8>};
+  constexpr int kMostFew = sizeof kFew / sizeof kFew[0];
+  (chunk.rows <= kMostFew ? kFew[chunk.rows - 1] : attend_many_pairs<kind>)(chunk);
 }
 
 void attend_chunk_bf16(const AttendChunk& chunk) {

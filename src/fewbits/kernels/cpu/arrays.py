@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,13 +26,32 @@ def empty(rows: int, columns: int) -> Array:
     return _native.pooled(rows, columns)
 
 
-class Normed:
-    """The rows of an RMS norm, float32 [M, K], of what `x` holds when they are used: a product computes them as it
-    takes them in, NumPy (`np.asarray`) gets an array.
+class Rows(ABC):
+    """Rows, float32 [M, K], of what arrays hold when they are used: a product computes them as it takes them in, NumPy
+    (`np.asarray`) gets an array.
     """
 
     dtype = np.dtype(np.float32)
-    __slots__ = ("_eps", "_offset", "_weight", "_x", "shape")
+    __slots__ = ("shape",)
+    shape: tuple[int, int]
+
+    @abstractmethod
+    def multiply(self, gemm: Any, y: Sequence[int], add: bool) -> None:
+        """What `gemm.run` does with an array."""
+
+    @abstractmethod
+    def _store(self, y: Array) -> None: ...
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
+        y = empty(*self.shape)
+        self._store(y)
+        return y if dtype is None else y.astype(dtype, copy=False)
+
+
+class Normed(Rows):
+    """An RMS norm of the rows of x."""
+
+    __slots__ = ("_eps", "_offset", "_weight", "_x")
 
     def __init__(self, x: Array, weight: Array, eps: float, offset: float) -> None:
         self.shape = x.shape
@@ -41,18 +61,15 @@ class Normed:
         M, _ = self.shape
         gemm.run_norm(_address(self._x), _address(self._weight), self._eps, self._offset, M, y, add)
 
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
+    def _store(self, y: Array) -> None:
         M, K = self.shape
-        y = empty(M, K)
         _native.rms_norm(_address(self._x), _address(self._weight), _address(y), M, K, self._eps, self._offset)
-        return y if dtype is None else y.astype(dtype, copy=False)
 
 
-class Gated:
-    """The rows silu(gate) x up, float32 [M, K], as `Normed` has those of a norm."""
+class Gated(Rows):
+    """silu(gate) x up."""
 
-    dtype = np.dtype(np.float32)
-    __slots__ = ("_gate", "_up", "shape")
+    __slots__ = ("_gate", "_up")
 
     def __init__(self, gate: Array, up: Array) -> None:
         self.shape = gate.shape
@@ -62,8 +79,6 @@ class Gated:
         M, _ = self.shape
         gemm.run_gated(_address(self._gate), _address(self._up), M, y, add)
 
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
+    def _store(self, y: Array) -> None:
         M, K = self.shape
-        y = empty(M, K)
         _native.silu_mul(_address(self._gate), _address(self._up), _address(y), M, K)
-        return y if dtype is None else y.astype(dtype, copy=False)

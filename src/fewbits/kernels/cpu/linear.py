@@ -37,16 +37,15 @@ def _container(spec: QuantSpec, shape: tuple[int, int]) -> Container | str:
 
 
 def _integers(spec: QuantSpec, shape: tuple[int, int]) -> Literal["int8", "int16"] | None:
-    """The dot of integer codes with x, where x has integer codes too or is left as it is."""
+    """The dot of integer codes with x, where x has integer codes too or is left as it is; and of fp4 with fp4."""
     found = _container(spec, shape)
     if isinstance(found, str):
         return None
-    how = formula(spec.act) or "" if spec.act is not None else None
-    if found.kind == "fp4":
-        return "int8" if how in _FP4 else None
-    if found.kind not in _INTEGER_OFFSETS:
-        return None
-    return "int16" if how is None else "int8" if how.startswith("int8") else None
+    integers = found.kind in _INTEGER_OFFSETS
+    if spec.act is None:
+        return "int16" if integers else None
+    how = formula(spec.act) or ""
+    return "int8" if (integers and how.startswith("int8")) or (found.kind == "fp4" and how in _FP4) else None
 
 
 def accepts(spec: QuantSpec, shape: tuple[int, int]) -> str | None:

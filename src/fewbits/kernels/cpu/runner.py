@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from fewbits import _native
-from fewbits.kernels.cpu.arrays import Array, Gated, Normed, empty
+from fewbits.kernels.cpu.arrays import Array, Rows, empty
 
 _address = _native.address
 
@@ -23,7 +23,7 @@ class Runner:
         self._K = self._gemm.K
         self._N = tuple(N)
 
-    def __call__(self, x: Array | Normed | Gated, add_to: Array | None = None) -> tuple[Array, ...]:
+    def __call__(self, x: Array | Rows, add_to: Array | None = None) -> tuple[Array, ...]:
         M, K = x.shape
         if K != self._K or x.dtype != np.float32:
             raise ValueError(f"x must be float32 [M, {self._K}], not {x.dtype} {list(x.shape)}")
