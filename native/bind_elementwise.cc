@@ -1,4 +1,4 @@
-// fewbits._native: norms, the gated activation and embedding rows.
+// fewbits._native: norms, the gated activation, embedding rows and the likeliest token.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
@@ -36,6 +36,11 @@ void rms_norm(uintptr_t x, uintptr_t weight, uintptr_t y, int64_t T, int64_t H, 
 void silu_mul(uintptr_t gate, uintptr_t up, uintptr_t y, int64_t T, int64_t I) {
   require(T >= 0 && I >= 0, "sizes can't be negative");
   fewbits::silu_mul(at<const float>(gate), at<const float>(up), at<float>(y), T, I);
+}
+
+void argmax(uintptr_t x, int64_t R, int64_t V, uintptr_t columns) {
+  require(R >= 0 && V > 0, "argmax takes rows of at least one element");
+  fewbits::argmax(at<const float>(x), R, V, at<int64_t>(columns));
 }
 
 int index_of(const std::string& kind) {
@@ -120,6 +125,8 @@ void bind_elementwise(nb::module_& module) {
              "y = x / sqrt(mean(x^2) + eps) * (weight + offset) for rows [T, H] of float32.");
   module.def("silu_mul", &silu_mul, arg("gate"), arg("up"), arg("y"), arg("T"), arg("I"), unlocked,
              "y = silu(gate) * up, [T, I] of float32.");
+  module.def("argmax", &argmax, arg("x"), arg("R"), arg("V"), arg("columns"), unlocked,
+             "Where each row of float32 [R, V] is largest, or has its first NaN; int64 [R].");
   nb::class_<Embedding>(module, "Embedding",
                         "Rows of an embedding, dequantized to float32 when they are asked for.")
       .def(nb::init<const std::string&, Codes, int64_t, std::optional<Groups>,

@@ -18,11 +18,12 @@ const ElementwiseKernels& kernels() {
   static const ElementwiseKernels chosen = [] {
 #if defined(__x86_64__)
     if (tier() >= Tier::avx512)
-      return ElementwiseKernels{rms_norm_avx512, silu_mul_avx512, exp_negative_avx512};
+      return ElementwiseKernels{rms_norm_avx512, silu_mul_avx512, exp_negative_avx512,
+                                argmax_avx512};
     if (tier() >= Tier::avx2)
-      return ElementwiseKernels{rms_norm_avx2, silu_mul_avx2, exp_negative_avx2};
+      return ElementwiseKernels{rms_norm_avx2, silu_mul_avx2, exp_negative_avx2, argmax_avx2};
 #endif
-    return ElementwiseKernels{rms_norm_ref, silu_mul_ref, exp_negative_ref};
+    return ElementwiseKernels{rms_norm_ref, silu_mul_ref, exp_negative_ref, argmax_ref};
   }();
   return chosen;
 }
@@ -111,6 +112,13 @@ void silu_mul(const float* gate, const float* up, float* y, int64_t T, int64_t I
     kernels().silu_mul(gate + first, up + first, y + first, last - first);
   };
   for_range((count + kPiece - 1) / kPiece, count >= kParallel, pieces);
+}
+
+void argmax(const float* x, int64_t R, int64_t V, int64_t* columns) {
+  auto rows = [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) columns[row] = kernels().argmax(x + row * V, V);
+  };
+  for_range(R, R * V >= kParallel, rows);
 }
 
 void rms_norm_row(const float* x, const float* weight, float* y, int64_t H, float eps,

@@ -1,4 +1,5 @@
-// Row-wise operations on float32 activations: RMS norm, the gated activation, embedding rows.
+// Row-wise operations on float32: RMS norm, the gated activation, embedding rows, the likeliest
+// token.
 //
 // Each row is computed in an order that depends on nothing but its length.
 #pragma once
@@ -13,6 +14,9 @@ void rms_norm(const float* x, const float* weight, float* y, int64_t T, int64_t 
 
 // y = gate / (1 + e^-gate) * up, [T, I]. y may be gate or up.
 void silu_mul(const float* gate, const float* up, float* y, int64_t T, int64_t I);
+
+// Of each row of [R, V] the column of the first NaN, or else of the first of the largest. V > 0.
+void argmax(const float* x, int64_t R, int64_t V, int64_t* columns);
 
 // One row, in the calling thread.
 void rms_norm_row(const float* x, const float* weight, float* y, int64_t H, float eps,
@@ -44,19 +48,23 @@ struct ElementwiseKernels {
                    float eps, float offset);
   void (*silu_mul)(const float* gate, const float* up, float* y, int64_t count);
   void (*exp_negative)(const float* x, float* y, int64_t count);
+  int64_t (*argmax)(const float* x, int64_t count);
 };
 
 void rms_norm_ref(const float* x, const float* weight, float* y, int64_t rows, int64_t H, float eps,
                   float offset);
 void silu_mul_ref(const float* gate, const float* up, float* y, int64_t count);
 void exp_negative_ref(const float* x, float* y, int64_t count);
+int64_t argmax_ref(const float* x, int64_t count);
 void rms_norm_avx2(const float* x, const float* weight, float* y, int64_t rows, int64_t H,
                    float eps, float offset);
 void silu_mul_avx2(const float* gate, const float* up, float* y, int64_t count);
 void exp_negative_avx2(const float* x, float* y, int64_t count);
+int64_t argmax_avx2(const float* x, int64_t count);
 void rms_norm_avx512(const float* x, const float* weight, float* y, int64_t rows, int64_t H,
                      float eps, float offset);
 void silu_mul_avx512(const float* gate, const float* up, float* y, int64_t count);
 void exp_negative_avx512(const float* x, float* y, int64_t count);
+int64_t argmax_avx512(const float* x, int64_t count);
 
 }  // namespace fewbits

@@ -14,4 +14,6 @@ void silu_mul_avx512(const float* gate, const float* up, float* y, int64_t count
 
 void exp_negative_avx512(const float* x, float* y, int64_t count) { exp_range(x, y, count); }
 
+int64_t argmax_avx512(const float* x, int64_t count) { return first_largest(x, count); }
+
 }  // namespace fewbits

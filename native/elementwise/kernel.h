@@ -61,5 +61,39 @@ inline void exp_range(const float* x, float* y, int64_t count) {
   }
 }
 
+// A block of the row is looked through number by number only where its largest is above all before
+// it, or where the difference of a number from itself isn't 0: NaN and infinities.
+inline int64_t first_largest(const float* x, int64_t count) {
+  constexpr int64_t kBlock = 32 * kLanes;
+  constexpr int kParts = 4;  // independent maxima hide the latency of one
+  int64_t best = 0;
+  for (int64_t begin = 0; begin < count; begin += kBlock) {
+    const int64_t end = begin + kBlock < count ? begin + kBlock : count;
+    if (end == begin + kBlock) {
+      Lanes largest[kParts], odd[kParts];
+      for (int p = 0; p < kParts; ++p) {
+        largest[p] = load(x + begin + p * kLanes);
+        odd[p] = subtract(largest[p], largest[p]);
+      }
+      for (int64_t i = begin + kParts * kLanes; i < end; i += kParts * kLanes) {
+        for (int p = 0; p < kParts; ++p) {
+          const Lanes value = load(x + i + p * kLanes);
+          largest[p] = maximum(largest[p], value);
+          odd[p] = add(odd[p], subtract(value, value));
+        }
+      }
+      const float top =
+          maximum_lanes(maximum(maximum(largest[0], largest[1]), maximum(largest[2], largest[3])));
+      const float finite = sum_lanes(add(add(odd[0], odd[1]), add(odd[2], odd[3])));
+      if (finite == 0.0f && top <= x[best]) continue;
+    }
+    for (int64_t i = begin; i < end; ++i) {
+      if (x[i] != x[i]) return i;
+      if (x[i] > x[best]) best = i;
+    }
+  }
+  return best;
+}
+
 }  // namespace
 }  // namespace fewbits

@@ -192,6 +192,9 @@ def rms_norm(x: int, weight: int, y: int, T: int, H: int, eps: float, offset: fl
 def silu_mul(gate: int, up: int, y: int, T: int, I: int) -> None:
     """y = silu(gate) * up, [T, I] of float32."""
 
+def argmax(x: int, R: int, V: int, columns: int) -> None:
+    """Into columns int64 [R]: of each row of x float32 [R, V] the first NaN, or else the first of the largest."""
+
 class Embedding:
     """A table [N, K] whose rows are dequantized when asked for. It keeps the arrays that it is given.
 

@@ -16,6 +16,10 @@ def request(output: tuple[int, ...] = (), prompt: tuple[int, ...] = (0,), **wish
     return made
 
 
+def sampled(logits: np.ndarray, asked: Request) -> int:
+    return sample(logits, int(logits.argmax()), asked)
+
+
 def log(p: list[float]) -> np.ndarray:
     return np.log(np.array(p, np.float64)).astype(np.float32)
 
@@ -76,14 +80,14 @@ def test_minimum_length_and_bias() -> None:
 
 
 def test_greedy_takes_the_lowest_of_equal_tokens() -> None:
-    assert sample(np.array([0, 7, 7], np.float32), request()) == 1
-    assert sample(np.array([0, 7, 7], np.float32), request(temperature=1e-6)) == 1
+    assert sampled(np.array([0, 7, 7], np.float32), request()) == 1
+    assert sampled(np.array([0, 7, 7], np.float32), request(temperature=1e-6)) == 1
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_logits_that_are_no_numbers(bad: float) -> None:
     with pytest.raises(CheckpointError) as caught:
-        sample(np.array([1, bad, 2], np.float32), request())
+        sampled(np.array([1, bad, 2], np.float32), request())
     assert caught.value.code == "logits-not-finite"
 
 
@@ -93,7 +97,7 @@ CRITICAL = 33.72  # chi-square of 9 degrees of freedom is above it once in 10,00
 
 def chi_square(wish: dict[str, float], expected: np.ndarray, logits: np.ndarray) -> float:
     asked = request(seed=20, **wish)
-    counts = np.bincount([sample(logits, asked) for _ in range(DRAWS)], minlength=len(logits))
+    counts = np.bincount([sampled(logits, asked) for _ in range(DRAWS)], minlength=len(logits))
     assert not counts[expected == 0].any()
     possible = expected > 0
     return float((((counts - DRAWS * expected) ** 2)[possible] / (DRAWS * expected[possible])).sum())
@@ -113,9 +117,9 @@ def test_samples_follow_the_distribution() -> None:
 def test_one_number_per_token_and_the_same_ones_for_a_seed() -> None:
     logits = np.zeros(1000, np.float32)
     first, again, other = (request(temperature=1.0, seed=seed) for seed in (5, 5, 6))
-    tokens = [sample(logits, first) for _ in range(20)]
-    assert tokens == [sample(logits, again) for _ in range(20)]
-    assert tokens != [sample(logits, other) for _ in range(20)]
+    tokens = [sampled(logits, first) for _ in range(20)]
+    assert tokens == [sampled(logits, again) for _ in range(20)]
+    assert tokens != [sampled(logits, other) for _ in range(20)]
     uniform = np.random.Generator(np.random.Philox(5)).random(20)
     assert tokens == [pick(distribution(logits, first.params), one) for one in uniform]
 
@@ -200,4 +204,4 @@ def test_a_sample_is_picked_from_the_distribution(options: dict[str, float]) -> 
     drawn = np.random.Generator(np.random.Philox(5)).random(40)
     p = distribution(logits, SamplingParams(**wish))
     asked = request(**wish)
-    assert [sample(logits, asked) for _ in drawn] == [pick(p, uniform) for uniform in drawn]
+    assert [sampled(logits, asked) for _ in drawn] == [pick(p, uniform) for uniform in drawn]

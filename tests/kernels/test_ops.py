@@ -57,6 +57,11 @@ def test_norm_by_hand(ops):
     np.testing.assert_allclose(y, 0.75 * x / math.sqrt(13), rtol=1e-6)
 
 
+def test_argmax(ops):
+    logits = np.array([[1, 7, 7, 2], [np.nan, np.inf, 1, np.nan], [1, 2, np.nan, 3], [-np.inf] * 4], np.float32)
+    assert ops.argmax(logits).tolist() == [1, 0, 2, 0]
+
+
 @pytest.mark.parametrize("H", [1, 7, 16, 64, 100, 1000])
 def test_norms_agree_and_rows_stand_alone(H):
     x, weight = random(33, H) * 10, random(H, seed=1)

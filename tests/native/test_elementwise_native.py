@@ -94,6 +94,26 @@ def test_silu_of_extremes():
     np.testing.assert_allclose(out[8:10], gate[0, 8:10] / 2, atol=2e-45)
 
 
+def argmax(x):
+    columns = np.full(len(x) + 2, -7, np.int64)
+    _native.argmax(x.ctypes.data, *x.shape, columns[1:].ctypes.data)
+    assert columns[0] == columns[-1] == -7
+    return columns[1:-1]
+
+
+@pytest.mark.parametrize("width", [*LENGTHS, 511, 512, 513, 128_256])
+def test_argmax(width):
+    """Of equal numbers the first, and of NaN the first, wherever they lie; NumPy's rule."""
+    rng = np.random.default_rng(width)
+    x = rng.integers(-50, 50, (40, width)).astype(np.float32)
+    x[1], x[2] = -np.inf, 0.0
+    for row in range(3, 40):
+        at = rng.integers(0, width, 3)
+        x[row, at] = rng.choice([np.nan, np.inf, -np.inf, 50, 51], 3)
+    assert np.array_equal(argmax(x), x.argmax(axis=1))
+    assert np.array_equal(argmax(x[:1]), x[:1].argmax(axis=1))
+
+
 @pytest.mark.parametrize("width", [5, 384, 2048])
 def test_rows_have_the_same_bits_in_any_company(width):
     rng = np.random.default_rng(width)

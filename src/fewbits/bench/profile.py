@@ -73,7 +73,7 @@ class _TimedOps:
     def __init__(self, ops: Ops, clock: _Clock) -> None:
         self._ops, self._clock = ops, clock
         self.name, self.vector, self.begin, self.take, self.copy = ops.name, ops.vector, ops.begin, ops.take, ops.copy
-        self.norm, self.gate = ops.norm, ops.gate
+        self.norm, self.gate, self.argmax = ops.norm, ops.gate, ops.argmax
 
     def attention(self, spec: AttentionSpec) -> Attention:
         return _TimedAttention(self._ops.attention(spec), self._clock)
@@ -99,6 +99,7 @@ class _TimedModel:
 
         params = {module: timed(module, param) for module, param in loaded.params.items()}
         decoder = Decoder(loaded.decoder.config, params, _TimedOps(loaded.ops, clock))
+        self.ops = loaded.ops
         self.forward: Callable[..., Output] = clock.timed(_FORWARD, decoder.forward)
 
 

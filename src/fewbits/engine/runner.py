@@ -11,10 +11,13 @@ from fewbits.engine.request import Request
 from fewbits.engine.sampler import sample
 from fewbits.errors import FewbitsError
 from fewbits.kernels.batch import Batch, Cache
+from fewbits.kernels.ops import Ops
 
 
 class Model(Protocol):
     """What a step needs of a decoder: `forward` returns an object whose `logits` is float32 [R, V]."""
+
+    ops: Ops
 
     def forward(self, batch: Batch, cache: Cache, taps: Sequence[int] = ()) -> Any: ...
 
@@ -33,6 +36,7 @@ def step(model: Model, cache: KVCache, scheduled: Sequence[tuple[Request, int]])
     ]
     try:
         logits = model.forward(cache.batch(parts), cache).logits
+        best = model.ops.argmax(logits)
     except BaseException:
         for request, _ in scheduled:
             if cache.length(request.sequence):
@@ -44,7 +48,7 @@ def step(model: Model, cache: KVCache, scheduled: Sequence[tuple[Request, int]])
         request.computed += count
         if part.logits:
             try:
-                request.accept(sample(logits[row], request), time.perf_counter())
+                request.accept(sample(logits[row], int(best[row]), request), time.perf_counter())
             except FewbitsError as error:
                 request.error = error
             row += 1

@@ -127,12 +127,11 @@ def pick(p: Array, uniform: float) -> int:
     return token if token < len(p) else int(np.flatnonzero(p)[-1])
 
 
-def sample(logits: Array, request: Request) -> int:
-    """The request's next token from its row of logits, float32 [V].
+def sample(logits: Array, best: int, request: Request) -> int:
+    """The request's next token from its row of logits, float32 [V], whose `Ops.argmax` is `best`.
 
     Raises CheckpointError where the model computed something that isn't a number.
     """
-    best = int(logits.argmax())  # of NaN the first, where there is any
     highest = logits[best]
     if not np.isfinite(highest):
         raise CheckpointError(

@@ -79,3 +79,6 @@ class Ops(Protocol):
         """Rows of x as a new array; `rows` is int64 [R]."""
 
     def copy(self, x: Array) -> Array: ...
+
+    def argmax(self, logits: Array) -> Any:
+        """int64 [R]: of each row of logits [R, V] the first NaN, or else the first of the largest."""

@@ -147,3 +147,9 @@ class CpuOps:
 
     def copy(self, x: Array) -> Array:
         return x.copy()
+
+    def argmax(self, logits: Array) -> Array:
+        R, V = logits.shape
+        found = np.empty(R, np.int64)
+        _native.argmax(_address(logits), R, V, _address(found))
+        return found
