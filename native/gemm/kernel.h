@@ -29,7 +29,6 @@
 //   f32          1        k | k+1 | ... | k+7                        k | k+1 | k+2 | k+3
 //   bf16, s16    2        k,k+4 | k+1,k+5 | k+2,k+6 | k+3,k+7        k,k+2 | k+1,k+3
 //   s8           4        k,k+2,k+4,k+6 | k+1,k+3,k+5,k+7            k,k+1,k+2,k+3
-//   2 s8         4        as s8, but two words: the upper bytes of 16 bits, and the lower ones
 //
 // Order of accumulation, the same for every row of x whatever its company: K is cut into spans, at
 // the borders of groups (the weight's and those of x's own scales) and at most kSpanCodes long.
@@ -84,6 +83,7 @@ constexpr int kBlockSpans = 32;
 
 // Rows of x that a kernel is given at once.
 constexpr int kMaxRows = 256;
+constexpr int kNever = kMaxRows + 1;
 
 // A kernel may read, and ignore the result of, this many prepared rows behind the last.
 constexpr int kRowPadding = 3;

@@ -8,8 +8,7 @@
 //   kRowsWithTotals    and beside their totals
 //   decoding_rows<kind>     rows of x that are taken at once while codes are decoded into registers
 //   decode_once_rows<kind>  from this many rows on, codes are decoded into memory once instead
-//   Words, Operand, Value, Sum, Float
-//   kValueWords        words of x in a Value
+//   Words, Operand, Sum, Float
 //   load_words(p), load_operand(p), store_operand(p, operand), broadcast(x)
 //   steps<kind>        operands of a word
 //   decode_operations<kind>  that all steps of a word take
@@ -71,7 +70,7 @@ struct Ahead {
 template <class Dot, WeightKind kind, bool decoded, int rows>
 FEWBITS_INLINE Ahead ahead_of(const Block& block, int64_t m) {
   if (rows >= block.rows) {
-    constexpr int kDots = rows * Dot::template steps<kind> * Dot::kValueWords;
+    constexpr int kDots = rows * Dot::template steps<kind>;
     constexpr bool kSlow = kDots + Dot::template decode_operations<kind> >= kSlowPass;
     return {block.words + kPrefetchWords * kPanelRows, kPanelRows, kSlow ? kPanelLines : 1};
   }
@@ -96,7 +95,7 @@ FEWBITS_INLINE void multiply_word(const typename Dot::Words (&words)[Dot::kTiles
   typename Dot::Operand weights[Dot::kTiles];
   for (int t = 0; t < Dot::kTiles; ++t) weights[t] = Dot::template decode<kind, step>(words[t]);
   for (int m = 0; m < rows; ++m) {
-    const typename Dot::Value value = Dot::broadcast(x + m * x_stride + step * Dot::kValueWords);
+    const typename Dot::Operand value = Dot::broadcast(x + m * x_stride + step);
     for (int t = 0; t < Dot::kTiles; ++t) sum[m][t] = Dot::dot(sum[m][t], weights[t], value);
   }
   if constexpr (step + 1 < Dot::template steps<kind>) {
@@ -115,7 +114,7 @@ FEWBITS_INLINE void multiply_span(const Block& block, int64_t begin, int64_t end
       n;
   const uint32_t* const last = line + (end - begin) * (decoded ? kSteps : 1) * kPanelRows;
   const uint32_t* fetched = ahead.words + begin * (decoded ? kSteps : 1) * ahead.stride;
-  x += begin * kSteps * Dot::kValueWords;
+  x += begin * kSteps;
   // The loop's first pass is unconditional: with a way around it GCC keeps the sums in memory.
   do {
     // Where codes were decoded once, rows are so many that a line each time is enough. The first
@@ -133,10 +132,10 @@ FEWBITS_INLINE void multiply_span(const Block& block, int64_t begin, int64_t end
         asm("" : "+v"(weights[t]));
       }
       for (int m = 0; m < rows; ++m) {
-        const typename Dot::Value value = Dot::broadcast(x + m * x_stride);
+        const typename Dot::Operand value = Dot::broadcast(x + m * x_stride);
         for (int t = 0; t < Dot::kTiles; ++t) sum[m][t] = Dot::dot(sum[m][t], weights[t], value);
       }
-      x += Dot::kValueWords;
+      ++x;
     } else {
       typename Dot::Words words[Dot::kTiles];
       for (int t = 0; t < Dot::kTiles; ++t) {
@@ -145,7 +144,7 @@ FEWBITS_INLINE void multiply_span(const Block& block, int64_t begin, int64_t end
         if constexpr (rows <= Dot::kRowsBesideWords) asm("" : "+v"(words[t]));
       }
       multiply_word<Dot, kind, rows>(words, x, x_stride, sum);
-      x += kSteps * Dot::kValueWords;
+      x += kSteps;
     }
     line += kPanelRows;
   } while (line < last);
@@ -217,7 +216,7 @@ __attribute__((noinline)) static void multiply(const Block& block, const GemmInp
                                                int n, float* memory) {
   constexpr int kSteps = Dot::template steps<kind>;
   const int64_t first_word = block.begin->word_begin;
-  const uint32_t* x = in.values + m * in.value_stride + first_word * kSteps * Dot::kValueWords;
+  const uint32_t* x = in.values + m * in.value_stride + first_word * kSteps;
   const Ahead ahead = ahead_of<Dot, kind, decoded, rows>(block, m);
   Totals<Dot, kind, scaled, rows> totals(block, in, m, n, memory);
   for (const Span* span = block.begin; span < block.end; ++span) {

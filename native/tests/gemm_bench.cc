@@ -129,7 +129,7 @@ void measure(const Scheme& scheme, int64_t N, int64_t K, double read, double pea
     products.push_back(Gemm({product}));
   }
   size_t next = 0;
-  for (const int64_t M : {1, 2, 4, 8, 16, 64, 512}) {
+  for (const int64_t M : {1, 2, 3, 4, 6, 8, 12, 16, 24, 64, 512}) {
     std::vector<float> x(M * K);
     for (size_t i = 0; i < x.size(); ++i)
       x[i] = static_cast<float>(static_cast<int>(i * 7919 % 255) - 127) / 64;
