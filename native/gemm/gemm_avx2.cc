@@ -7,6 +7,8 @@ namespace fewbits {
 namespace {
 
 struct Floats : Vectors256 {
+  template <WeightKind kind>
+  static constexpr int decode_once_rows = codes_per_word(kind) == 8 ? 24 : 3;
   using Operand = __m256;
   using Sum = __m256;
   template <WeightKind kind>
@@ -68,7 +70,9 @@ struct Floats : Vectors256 {
 
 struct Pairs : Pairs256 {
   static Sum dot(Sum sum, Operand weight, Operand x) {
-    return _mm256_add_epi32(sum, _mm256_madd_epi16(weight, x));
+    const __m256i products = _mm256_madd_epi16(weight, x);
+    asm("vpaddd %1, %0, %0" : "+x"(sum) : "x"(products));
+    return sum;
   }
 };
 

@@ -8,13 +8,15 @@ namespace {
 
 struct Bytes : Bytes256 {
   static Sum dot(Sum sum, Operand weight, Operand x) {
-    return _mm256_dpbusd_avx_epi32(sum, weight, x);
+    asm("%{vex%} vpdpbusd %2, %1, %0" : "+x"(sum) : "x"(weight), "x"(x));
+    return sum;
   }
 };
 
 struct Pairs : Pairs256 {
   static Sum dot(Sum sum, Operand weight, Operand x) {
-    return _mm256_dpwssd_avx_epi32(sum, weight, x);
+    asm("%{vex%} vpdpwssd %2, %1, %0" : "+x"(sum) : "x"(weight), "x"(x));
+    return sum;
   }
 };
 

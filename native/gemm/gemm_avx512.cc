@@ -7,6 +7,8 @@ namespace fewbits {
 namespace {
 
 struct Floats : Vectors512 {
+  template <WeightKind kind>
+  static constexpr int decode_once_rows = codes_per_word(kind) == 8 ? kNever : 5;
   using Operand = __m512;
   using Sum = __m512;
   template <WeightKind kind>
@@ -72,7 +74,9 @@ struct Floats : Vectors512 {
 
 struct Pairs : Pairs512 {
   static Sum dot(Sum sum, Operand weight, Operand x) {
-    return _mm512_add_epi32(sum, _mm512_madd_epi16(weight, x));
+    const __m512i products = _mm512_madd_epi16(weight, x);
+    asm("vpaddd %1, %0, %0" : "+v"(sum) : "v"(products));
+    return sum;
   }
 };
 

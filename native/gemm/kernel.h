@@ -34,7 +34,8 @@
 // the borders of groups (the weight's and those of x's own scales) and at most kSpanCodes long.
 // Within a span the products are added one by one (or pair by pair) along K, in float32, or exactly
 // in int32; then
-//   total += scale * (x scale * (partial - offset * sum of the span's x)).
+//   total += scale * (x scale * (partial - offset * sum of the span's x)),
+// where what is left in integer codes is taken out of the partial sum itself, exactly.
 // Kernels may take several rows or tiles at once, but never change this order.
 #pragma once
 

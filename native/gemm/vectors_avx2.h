@@ -7,6 +7,7 @@ namespace fewbits {
 namespace {
 
 struct Vectors256 {
+  static constexpr bool kIntegers = false;
   static constexpr int kLanes = 8;
   static constexpr int kTiles = 2;    // a strip is a cache line wide
   static constexpr int kMaxRows = 4;  // by two tiles: eight of sixteen registers
@@ -15,7 +16,7 @@ struct Vectors256 {
   template <WeightKind kind>
   static constexpr int decoding_rows = codes_per_word(kind) == 8 ? 4 : kMaxRows;
   template <WeightKind kind>
-  static constexpr int decode_once_rows = 12;
+  static constexpr int decode_once_rows = codes_per_word(kind) == 8 ? 24 : 12;
   template <WeightKind kind>
   static constexpr bool doubled = false;
   using Words = __m256i;
@@ -34,6 +35,7 @@ struct Vectors256 {
 
 // Sums in int32 of integer products; operands are codes as they are stored, offset-binary.
 struct Integers256 : Vectors256 {
+  static constexpr bool kIntegers = true;
   using Operand = __m256i;
   using Sum = __m256i;
 
@@ -42,12 +44,12 @@ struct Integers256 : Vectors256 {
     _mm256_store_si256(reinterpret_cast<__m256i*>(p), operand);
   }
   static Operand broadcast(const uint32_t* x) { return _mm256_set1_epi32(static_cast<int>(*x)); }
-  static Sum zero() { return _mm256_setzero_si256(); }
+  static Sum from_float(Float value) { return _mm256_cvtps_epi32(value); }
   static Float to_float(Sum sum) { return _mm256_cvtepi32_ps(sum); }
   template <WeightKind kind>
-  static constexpr float offset = kind == WeightKind::int4   ? 8
-                                  : kind == WeightKind::int8 ? 128
-                                                             : kFp4Offset;
+  static constexpr int offset = kind == WeightKind::int4   ? 8
+                                : kind == WeightKind::int8 ? 128
+                                                           : kFp4Offset;
 };
 
 // Four codes of eight bits an operand.

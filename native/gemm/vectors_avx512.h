@@ -9,6 +9,7 @@ namespace {
 constexpr int kAndOr = 0xea;  // truth table of (a & b) | c
 
 struct Vectors512 {
+  static constexpr bool kIntegers = false;
   static constexpr int kLanes = 16;
   static constexpr int kTiles = kPanelRows / kLanes;
   static constexpr int kMaxRows = 6;  // by four tiles: 24 sums
@@ -34,24 +35,25 @@ struct Vectors512 {
 
 // Sums in int32 of integer products; operands are codes as they are stored, offset-binary.
 struct Integers512 : Vectors512 {
+  static constexpr bool kIntegers = true;
+  template <WeightKind kind>
+  static constexpr int decode_once_rows = kNever;
   using Operand = __m512i;
   using Sum = __m512i;
 
   static Operand load_operand(const uint32_t* p) { return _mm512_load_si512(p); }
   static void store_operand(uint32_t* p, Operand operand) { _mm512_store_si512(p, operand); }
   static Operand broadcast(const uint32_t* x) { return _mm512_set1_epi32(static_cast<int>(*x)); }
-  static Sum zero() { return _mm512_setzero_si512(); }
+  static Sum from_float(Float value) { return _mm512_cvtps_epi32(value); }
   static Float to_float(Sum sum) { return _mm512_cvtepi32_ps(sum); }
   template <WeightKind kind>
-  static constexpr float offset = kind == WeightKind::int4   ? 8
-                                  : kind == WeightKind::int8 ? 128
-                                                             : kFp4Offset;
+  static constexpr int offset = kind == WeightKind::int4   ? 8
+                                : kind == WeightKind::int8 ? 128
+                                                           : kFp4Offset;
 };
 
 // Four codes of eight bits an operand.
 struct Bytes512 : Integers512 {
-  template <WeightKind kind>
-  static constexpr int decode_once_rows = 24;
   template <WeightKind kind>
   static constexpr int steps = codes_per_word(kind) / 4;
   // Of fp4 five, and the end of a group of 16 every other word: as slow as memory, by measurement.
@@ -74,8 +76,6 @@ struct Bytes512 : Integers512 {
 
 // Two codes of sixteen bits an operand.
 struct Pairs512 : Integers512 {
-  template <WeightKind kind>
-  static constexpr int decode_once_rows = kNever;
   template <WeightKind kind>
   static constexpr int steps = codes_per_word(kind) / 2;
   template <WeightKind kind>
