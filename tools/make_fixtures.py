@@ -58,7 +58,13 @@ from llmcompressor.modifiers.transform import SpinQuantModifier
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models
 from torch.utils.data import DataLoader
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 TOOLS = ("llmcompressor", "compressed-tensors", "transformers", "safetensors", "torch")
@@ -135,10 +141,20 @@ def dense_logits(folder: Path, decoded: Mapping[str, torch.Tensor], ids: np.ndar
     """Logits of the plain model that holds the decoded weights and whatever is stored dense, in float32."""
     model = unquantized_model(folder)
     state = read(folder) | dict(decoded)
+    if any(".experts." in name for name in state):  # which transformers keeps under other names
+        return logits_of(loaded_model(model.config, state), ids)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(state[name].float())
     return logits_of(model, ids)
+
+
+def loaded_model(config: PretrainedConfig, state: Mapping[str, torch.Tensor]) -> PreTrainedModel:
+    """The float32 model of tensors under the names of a published file."""
+    with tempfile.TemporaryDirectory() as name:
+        config.save_pretrained(name)
+        save_file({name: tensor.float() for name, tensor in state.items()}, Path(name) / "model.safetensors")
+        return load(Path(name), torch.float32)
 
 
 def producer_logits(folder: Path, ids: np.ndarray) -> torch.Tensor:

@@ -272,7 +272,7 @@ struct Gemm::Pass {
     if (x.kind == RowSource::Kind::rms_norm) {
       rms_norm_row(stored, x.other, line, K, x.eps, x.offset);
     } else {
-      silu_mul_row(stored, x.other + m * K, line, K);
+      silu_mul_row(stored, x.other + m * K, line, K, x.limit);
     }
     return line;
   }

@@ -78,6 +78,7 @@ struct RowSource {
   const float* x;             // or what the operation (elementwise.h) is done to
   const float* other;         // rms_norm: the weight [K]; silu_mul: the factors [M][K]
   float eps = 0, offset = 0;  // of rms_norm
+  float limit = 0;            // of silu_mul
 };
 
 // Several products that share x: one pass of the thread pool for all of them.

@@ -115,7 +115,7 @@ class Gemm:
     def run_norm(self, x: int, weight: int, eps: float, offset: float, M: int, y: Sequence[int], add: bool) -> None:
         """`run` of the rows that `rms_norm` makes of x [M, K]; a row at a time, and none is stored."""
 
-    def run_gated(self, gate: int, up: int, M: int, y: Sequence[int], add: bool) -> None:
+    def run_gated(self, gate: int, up: int, limit: float, M: int, y: Sequence[int], add: bool) -> None:
         """`run` of the rows that `silu_mul` makes of gate and up [M, K]; a row at a time, and none is stored."""
 
     @property
@@ -189,8 +189,31 @@ def attend(
 def rms_norm(x: int, weight: int, y: int, T: int, H: int, eps: float, offset: float) -> None:
     """y = x / sqrt(mean(x^2) + eps) * (weight + offset) for rows [T, H] of float32."""
 
-def silu_mul(gate: int, up: int, y: int, T: int, I: int) -> None:
-    """y = silu(gate) * up, [T, I] of float32."""
+def silu_mul(gate: int, up: int, y: int, T: int, I: int, limit: float = 0.0) -> None:
+    """y = silu(gate) * up, [T, I] of float32; with a limit > 0 the first factor is at most that, and up brought to
+    [-limit, limit].
+    """
+
+def scale_by_sigmoid(x: int, gate: int, T: int, heads: int, width: int) -> None:
+    """x[t, h, :] *= sigmoid(gate[t, h]), in place; x float32 [T, heads, width], gate float32 [T, heads]."""
+
+def route(
+    logits: int,
+    T: int,
+    experts: int,
+    top_k: int,
+    score: str,
+    normalize: bool,
+    epsilon: float,
+    scale: float,
+    bias: int,
+    chosen: int,
+    weights: int,
+) -> None:
+    """Of logits float32 [T, experts] the best, int32 [T, top_k], best first, and their weights, float32 [T, top_k].
+
+    bias float32 [experts] is added for the choice alone.
+    """
 
 def argmax(x: int, R: int, V: int, columns: int) -> None:
     """Into columns int64 [R]: of each row of x float32 [R, V] the first NaN, or else the first of the largest."""

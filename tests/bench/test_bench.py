@@ -68,7 +68,8 @@ def test_passes_leave_the_cache_as_it_was(llm: LLM) -> None:
 
 def test_the_profile_names_every_operation_and_adds_up(llm: LLM) -> None:
     operations = profile(llm, decode(1), 1)
-    assert [operation.name for operation in operations] == list(OPERATIONS)
+    dense = [name for name in OPERATIONS if name not in ("router", "experts")]
+    assert [operation.name for operation in operations] == dense
     assert all(operation.seconds > 0 for operation in operations)
     assert sum(operation.share for operation in operations) == pytest.approx(1)
 
