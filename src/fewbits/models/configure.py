@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from fewbits.checkpoint.config import Config
+from fewbits.checkpoint.config import Config, shorten
 from fewbits.errors import PlanError
 from fewbits.kernels.ops import Routing
 from fewbits.models.decoder import AttentionConfig, DecoderConfig, LayerConfig
-from fewbits.models.feed_forward import FeedForward, MlpConfig
+from fewbits.models.feed_forward import FeedForward, MlpConfig, MoeConfig
 from fewbits.models.needs import Bias
 from fewbits.models.rope import rope
 
 MAX_LAYERS = 1000  # far above any model; a hostile config must not make us build a list of a billion
 MAX_HEAD_DIM = 1024  # what native attention is built for
 
-MAX_EXPERTS = 10_000  # of a layer
+MAX_EXPERTS = 100_000  # of all layers together, for the same reason
 
 LAYER_TYPES = ("full_attention", "sliding_attention")
 
@@ -99,6 +99,23 @@ def decoder(
     return of_layers(config, layers)
 
 
+def present(config: Config, *keys: str) -> str:
+    """The first of a value's names that the config has, or the first of all."""
+    return next((key for key in keys if key in config), keys[0])
+
+
+def of_each_layer(config: Config, key: str, layers: int, default: float) -> list[float]:
+    """Numbers of layers: a list that may go on behind the last (for MTP), or one number for all; null is `default`."""
+    value = config.get(key, object, default)
+    values = value if isinstance(value, list) else [value] * layers
+    values = [default if one is None else one for one in values[:layers]]
+    if len(values) < layers:
+        raise unsupported(config, key, f"has {len(values)} entries for {layers} layers")
+    if not all(isinstance(one, int | float) and not isinstance(one, bool) for one in values):
+        raise unsupported(config, key, f"must hold numbers, not {shorten(value)}")
+    return [float(one) for one in values]
+
+
 def check_heads(config: Config, heads: int, kv_heads: int) -> None:
     if heads % kv_heads:
         raise unsupported(config, "num_attention_heads", f"{heads} isn't a multiple of {kv_heads} key/value heads")
@@ -107,6 +124,9 @@ def check_heads(config: Config, heads: int, kv_heads: int) -> None:
 def of_layers(config: Config, layers: Sequence[LayerConfig], **more: Any) -> DecoderConfig:
     """A decoder of these layers; what is left of the config is the same in all families. `more` as in DecoderConfig."""
     config.expect("hidden_act", "silu")
+    experts = sum(one.feed_forward.experts for one in layers if isinstance(one.feed_forward, MoeConfig))
+    if experts > MAX_EXPERTS:
+        raise unsupported(config, "num_hidden_layers", f"makes {experts} experts in all, more than {MAX_EXPERTS}")
     return DecoderConfig(
         vocab=size(config, "vocab_size"),
         hidden=size(config, "hidden_size"),

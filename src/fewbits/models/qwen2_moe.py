@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fewbits.checkpoint.config import Config
-from fewbits.models.configure import MAX_EXPERTS, decoder, dense, layer_types, routing, size, unsupported
+from fewbits.models.configure import MAX_EXPERTS, decoder, dense, layer_types, present, routing, size, unsupported
 from fewbits.models.decoder import DecoderConfig
 from fewbits.models.feed_forward import FeedForward, MlpConfig, MoeConfig, SharedConfig, names_of
 from fewbits.models.needs import Bias
@@ -14,8 +14,7 @@ from fewbits.models.needs import Bias
 def blocks(config: Config, layers: int, shared: SharedConfig | None) -> Sequence[FeedForward]:
     """Experts in every `decoder_sparse_step`-th layer but those of `mlp_only_layers`."""
     config.ignore("router_aux_loss_coef")
-    key = "num_experts" if "num_experts" in config else "num_local_experts"  # transformers 5 has both names for it
-    experts = size(config, key, most=MAX_EXPERTS)
+    experts = size(config, present(config, "num_experts", "num_local_experts"), most=MAX_EXPERTS)
     how = routing(config, experts, "num_experts_per_tok", normalize=config.get("norm_topk_prob", bool, False))
     moe = MoeConfig(experts, size(config, "moe_intermediate_size"), how, names_of("mlp"), shared=shared)
     step, without = size(config, "decoder_sparse_step", 1), config.get("mlp_only_layers", list, [])
