@@ -51,6 +51,8 @@ from fixture_micro import MICRO
 from fixture_models import load, logits_of, token_ids, write_base
 from fixture_rewrites import REWRITES, Rewrite
 from fixture_sparse import SPARSE, Sparse
+from fixture_step import STEP, Step
+from fixture_step import write as write_step
 from fixture_table import FIXTURES, Fixture, Recipe
 from llmcompressor import oneshot
 from llmcompressor.modifiers.quantization import QuantizationModifier
@@ -73,7 +75,7 @@ CALIBRATION_SEQUENCES = 8
 SAME_LOGITS = 1e-4
 
 Tensors = dict[str, torch.Tensor]
-ROWS: tuple[Fixture | Rewrite, ...] = (*FIXTURES, *MICRO, *SPARSE, *REWRITES)
+ROWS: tuple[Fixture | Rewrite | Step, ...] = (*FIXTURES, *MICRO, *STEP, *SPARSE, *REWRITES)
 
 
 def quantize(base: Path, recipe: Recipe, vocabulary: int, folder: Path) -> None:
@@ -337,6 +339,8 @@ def make_all(out: Path, only: list[str] | None = None) -> None:
         shutil.rmtree(folder, ignore_errors=True)
         if isinstance(row, Rewrite):
             rewrite(row, folder, out / row.source)
+        elif isinstance(row, Step):
+            write_expected(folder, {"note": row.note, "made_by": "transformers"}, {}, write_step(row, folder), None)
         elif isinstance(row, Sparse):
             make_sparse(row, folder)
         elif row.library and row.library != version("compressed-tensors"):
