@@ -435,6 +435,29 @@ COMBINED = (
     ),
 )
 
+# Experts one by one, each with its own scales; the shared expert's modules by their own names.
+NO_ROUTERS = ("lm_head", "re:.*mlp\\.gate$", "re:.*shared_expert_gate$")
+EXPERTS = (
+    Fixture(
+        "qwen3-moe-w4a16-asym-g16",
+        "experts one by one; routers and head ignored",
+        QWEN3_MOE,
+        one(integer(4, symmetric=False, group_size=16), ignore=NO_ROUTERS),
+    ),
+    Fixture(
+        "qwen3-moe-w8a8-static-f32",
+        "a calibrated input scale for each expert's projections; routers and head ignored",
+        QWEN3_MOE.but("float32"),
+        one(INT8_CHANNEL, integer(8, "tensor", dynamic=False), ignore=NO_ROUTERS, calibrate=True),
+    ),
+    Fixture(
+        "qwen2-moe-fp8-dynamic-no-shared",
+        "preset FP8_DYNAMIC; the shared expert ignored by the names of its unfused projections",
+        QWEN2_MOE,
+        Recipe(preset="FP8_DYNAMIC", ignore=(*NO_ROUTERS, "re:.*shared_expert\\.(gate|up)_proj$")),
+    ),
+)
+
 # The sources of the rewrites, small because there are many of them.
 ASYM_16 = integer(4, symmetric=False, group_size=16)
 TINY = (
@@ -463,4 +486,4 @@ TINY = (
     ),
 )
 
-FIXTURES = (*UNQUANTIZED, *PACKED, *INTEGER, *FLOAT8, *FLOAT4, *COMBINED, *TINY)
+FIXTURES = (*UNQUANTIZED, *PACKED, *INTEGER, *FLOAT8, *FLOAT4, *COMBINED, *EXPERTS, *TINY)

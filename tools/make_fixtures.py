@@ -44,7 +44,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import numpy as np
 import torch
 from compressed_tensors.compressors import BaseCompressor
-from compressed_tensors.quantization import QuantizationConfig, apply_quantization_config
+from compressed_tensors.quantization import QuantizationConfig, QuantizationStatus, apply_quantization_config
 from fixture_libraries import environment
 from fixture_matching import write as write_matching
 from fixture_micro import MICRO
@@ -55,6 +55,7 @@ from fixture_step import STEP, Step
 from fixture_step import write as write_step
 from fixture_table import FIXTURES, Fixture, Recipe
 from llmcompressor import oneshot
+from llmcompressor.modeling.moe.linearize import linearize_moe
 from llmcompressor.modifiers.quantization import QuantizationModifier
 from llmcompressor.modifiers.transform import SpinQuantModifier
 from safetensors.torch import load_file, save_file
@@ -63,7 +64,6 @@ from torch.utils.data import DataLoader
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
@@ -96,6 +96,7 @@ def quantize(base: Path, recipe: Recipe, vocabulary: int, folder: Path) -> None:
             "pipeline": "basic",
         }
     model = load(base)
+    linearize_moe(model)
     rotation = [SpinQuantModifier(rotations=list(recipe.rotations))] if recipe.rotations else []
     oneshot(model=model, recipe=[*rotation, modifier], **calibration)
     model.save_pretrained(folder, save_compressed=recipe.compress, quantization_format=recipe.storage)
@@ -114,6 +115,7 @@ def unquantized_model(folder: Path) -> PreTrainedModel:
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager")
+    linearize_moe(model)  # experts as the quantizer has them, one by one
     return model.eval()
 
 
@@ -143,27 +145,55 @@ def dense_logits(folder: Path, decoded: Mapping[str, torch.Tensor], ids: np.ndar
     """Logits of the plain model that holds the decoded weights and whatever is stored dense, in float32."""
     model = unquantized_model(folder)
     state = read(folder) | dict(decoded)
-    if any(".experts." in name for name in state):  # which transformers keeps under other names
-        return logits_of(loaded_model(model.config, state), ids)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            parameter.copy_(state[name].float())
+            parameter.copy_(_tensor(state, name).float())
     return logits_of(model, ids)
 
 
-def loaded_model(config: PretrainedConfig, state: Mapping[str, torch.Tensor]) -> PreTrainedModel:
-    """The float32 model of tensors under the names of a published file."""
-    with tempfile.TemporaryDirectory() as name:
-        config.save_pretrained(name)
-        save_file({name: tensor.float() for name, tensor in state.items()}, Path(name) / "model.safetensors")
-        return load(Path(name), torch.float32)
+def _tensor(state: Mapping[str, torch.Tensor], name: str) -> torch.Tensor:
+    """A parameter by the name that it has in a model with experts one by one."""
+    for ours, theirs in zip(("gate_proj", "up_proj", "down_proj"), ("w1", "w3", "w2"), strict=True):
+        mixtral = name.replace(".mlp.", ".block_sparse_moe.").replace(ours, theirs)
+        for stored in (name, mixtral, mixtral.replace(theirs, ours)):
+            if stored in state:
+                return state[stored]
+    block, _, end = name.partition(".experts.")  # one of a stack
+    expert, projection, _ = end.split(".")
+    stack = state[f"{block}.experts.{'down_proj' if projection == 'down_proj' else 'gate_up_proj'}"][int(expert)]
+    return stack if projection == "down_proj" else stack.chunk(2)[projection == "up_proj"]
 
 
-def producer_logits(folder: Path, ids: np.ndarray) -> torch.Tensor:
+def one_by_one(linear: torch.nn.Module) -> None:
+    """Gives inputs with two axes, as experts get them, a third: the library takes one scale for all their tokens."""
+    forward = linear.forward
+    linear.forward = lambda x: forward(x[None])[0] if x.ndim == 2 else forward(x)
+
+
+def fake_quantized(folder: Path, decoded: Mapping[str, torch.Tensor]) -> PreTrainedModel:
+    """A model of experts, which transformers can't load quantized: decoded weights, the library's own forward."""
+    model, state = unquantized_model(folder), read(folder) | dict(decoded)
+    config = json.loads((folder / "config.json").read_text())["quantization_config"]
+    apply_quantization_config(model, QuantizationConfig.model_validate(config), show_progress=False)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith(".input_scale") or "_scale" not in name and "_zero_point" not in name:
+                parameter.copy_(_tensor(state, name).float())
+    for module in model.modules():
+        if getattr(module, "quantization_scheme", None) is not None:
+            module.quantization_status = QuantizationStatus.FROZEN
+            module.quantization_scheme.weights = None  # they are decoded
+            one_by_one(module)
+    return model
+
+
+def producer_logits(folder: Path, decoded: Mapping[str, torch.Tensor], ids: np.ndarray) -> torch.Tensor:
     """Logits of the library's own forward: its decompressed weights, its fake-quantized activations.
 
     The first forward decompresses, in the checkpoint's dtype; the second runs in float32.
     """
+    if any(".experts." in name for name in decoded):
+        return logits_of(fake_quantized(folder, decoded), ids)
     model = load(folder)
     logits_of(model, ids)
     torch.nn.Module.float(model)  # transformers refuses its own method on a quantized model
@@ -176,9 +206,9 @@ def expected_logits(folder: Path, fixture: Fixture, decoded: Tensors) -> Tensors
     dense = dense_logits(folder, decoded, ids)
     expected = {"input_ids": torch.from_numpy(ids)}
     if fixture.recipe is not None and fixture.recipe.quantizes_activations:
-        return expected | {"logits_weight_only": dense, "logits_producer": producer_logits(folder, ids)}
+        return expected | {"logits_weight_only": dense, "logits_producer": producer_logits(folder, decoded, ids)}
     if fixture.recipe is not None and fixture.recipe.compress and "model.embed_tokens.weight" not in decoded:
-        difference = (producer_logits(folder, ids) - dense).abs().max().item()
+        difference = (producer_logits(folder, decoded, ids) - dense).abs().max().item()
         if difference > SAME_LOGITS:
             raise AssertionError(f"{fixture.name}: the library's forward differs by {difference}")
     return expected | {"logits": dense}
