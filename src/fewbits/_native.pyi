@@ -121,6 +121,21 @@ class Gemm:
     @property
     def K(self) -> int: ...
 
+class Experts:
+    """The experts of a layer: of each the products of gate and up, or of both as one, and that of down. ValueError where
+    they don't fit together.
+    """
+
+    def __init__(self, experts: Sequence[tuple[Sequence[Product], Product]], limit: float) -> None:
+        """silu(gate) is at most `limit`, and up at most that large, where it isn't 0."""
+
+    def run(self, x: int, chosen: int, weights: int, T: int, k: int, y: int) -> None:
+        """y += the weighted sum of each row's k experts; ValueError where there is no expert of a number.
+
+        Addresses of contiguous x and y float32 [T, H], chosen int32 [T, k], weights float32 [T, k]. The caller answers
+        for them.
+        """
+
 # Attention and elementwise operations. Arguments that are int stand for addresses of contiguous arrays, whose dtype and
 # shape the docstring gives; 0 where there is none. The caller answers for them.
 

@@ -234,7 +234,7 @@ def test_a_row_has_the_same_bits_whatever_its_company(ops, fused):
         run(x[t : t + 1], Chosen(*(part[t : t + 1] for part in chosen)), alone[t : t + 1])
     for rows in (slice(0, 2), slice(3, 8), slice(0, 16), slice(20, 53), slice(0, 64), slice(63, None, -3)):
         together = residual[rows].copy()
-        run(np.ascontiguousarray(x[rows]), Chosen(*(part[rows] for part in chosen)), together)
+        run(np.ascontiguousarray(x[rows]), Chosen(*(np.ascontiguousarray(part[rows]) for part in chosen)), together)
         np.testing.assert_array_equal(together, alone[rows])
 
 

@@ -1,4 +1,5 @@
-"""Experts, one after the other, over the rows that chose them; what both back ends do as long as none does better."""
+"""Experts, one after the other, over the rows that chose them: what the definition is, and what runs weights that only the
+reference multiplies."""
 
 from __future__ import annotations
 

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from fewbits import _native
 from fewbits.kernels.batch import Batch, LayerCache
 from fewbits.kernels.cpu.arrays import Gated, Normed, Rows, empty
+from fewbits.kernels.cpu.experts import NativeExperts, all_native
 from fewbits.kernels.grouped import GroupedExperts
-from fewbits.kernels.ops import Activation, AttentionSpec, Chosen, Expert, Routing
+from fewbits.kernels.ops import Activation, AttentionSpec, Chosen, Expert, Experts, Routing
 from fewbits.kernels.rope import Rope, RopeTable
 
 Array = NDArray[Any]
@@ -153,7 +154,9 @@ class CpuOps:
 
         return run
 
-    def experts(self, experts: Sequence[Expert], activation: Activation) -> GroupedExperts:
+    def experts(self, experts: Sequence[Expert], activation: Activation) -> Experts:
+        if all_native(experts):
+            return NativeExperts(experts, activation.limit)
         return GroupedExperts(experts, self.gate(activation), np.float32)
 
     def scale_by_sigmoid(self, x: Array, gates: Array) -> None:
