@@ -16,7 +16,7 @@ from fewbits.models.rope import rope
 MAX_LAYERS = 1000  # far above any model; a hostile config must not make us build a list of a billion
 MAX_HEAD_DIM = 1024  # what native attention is built for
 
-MAX_EXPERTS = 100_000  # of all layers together, for the same reason
+MAX_EXPERTS = 150_000  # of all layers together, for the same reason
 
 LAYER_TYPES = ("full_attention", "sliding_attention")
 
