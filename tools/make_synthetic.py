@@ -30,8 +30,8 @@ SHARD = 400_000_000  # parameters of a file
 
 @dataclass(frozen=True)
 class Shape:
-    """Of a Llama; the defaults are Llama-3.2-1B's, with a head of its own. With experts, each as wide as `intermediate`,
-    of a Qwen3-MoE.
+    """Of a Llama; the defaults are Llama-3.2-1B's, with a head of its own. Where there are experts, each as wide as
+    `intermediate`, of a Qwen3-MoE.
     """
 
     layers: int = 16

@@ -77,10 +77,10 @@ Experts::~Experts() = default;
 struct Experts::Pass {
   struct Chosen {
     const Bound* expert;
-    int64_t begin, end;              // rows
-    int64_t panel_begin;             // of the inputs, all experts' one after the other
-    std::vector<Rows> x;             // by form
-    std::vector<Rows> gated;         // one
+    int64_t begin, end;       // rows
+    int64_t panel_begin;      // of the inputs, all experts' one after the other
+    std::vector<Rows> x;      // by form
+    std::vector<Rows> gated;  // one
   };
 
   const Experts* experts;
@@ -106,8 +106,9 @@ struct Experts::Pass {
   static void multiply_inputs(void* context, int64_t begin, int64_t end) {
     const Pass& pass = *static_cast<Pass*>(context);
     const int64_t columns = 2 * pass.experts->w_;
-    auto chosen = std::upper_bound(pass.chosen.begin(), pass.chosen.end(), begin,
-                                   [](int64_t panel, const Chosen& c) { return panel < c.panel_begin; });
+    auto chosen =
+        std::upper_bound(pass.chosen.begin(), pass.chosen.end(), begin,
+                         [](int64_t panel, const Chosen& c) { return panel < c.panel_begin; });
     --chosen;
     while (begin < end) {
       const Bound& expert = *chosen->expert;
@@ -133,7 +134,8 @@ struct Experts::Pass {
     for (int64_t row = begin; row < end; ++row) {
       const Chosen& chosen = pass.chosen[pass.of_row[row]];
       const float* const gate = pass.gate_up + row * 2 * W;
-      const RowSource source = {RowSource::Kind::silu_mul, gate, gate + W, 0, 0, pass.experts->limit_};
+      const RowSource source = {RowSource::Kind::silu_mul, gate, gate + W, 0, 0,
+                                pass.experts->limit_};
       chosen.gated[0].set(row - chosen.begin, row_of(source, W, 0));
     }
   }

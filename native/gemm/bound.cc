@@ -230,10 +230,10 @@ void BoundProduct::multiply(const Rows& x, int64_t begin, int64_t rows, int64_t 
       activation.group_size ? x.scales_ + begin * form.span_stride : nullptr;
   alignas(64) float totals[(kMaxRows + kRowPadding) * kPanelRows];
   memset(totals, 0, (rows + kRowPadding) * kPanelRows * sizeof(float));
-  kernel->panel(panel,
-                {x.values_ + begin * form.value_stride, form.value_stride, sums, scales,
-                 form.span_stride},
-                rows, totals);
+  kernel->panel(
+      panel,
+      {x.values_ + begin * form.value_stride, form.value_stride, sums, scales, form.span_stride},
+      rows, totals);
 
   const int64_t n = index * kPanelRows;
   const int64_t columns = std::min<int64_t>(kPanelRows, product->weight->N() - n);
@@ -247,8 +247,8 @@ void BoundProduct::multiply(const Rows& x, int64_t begin, int64_t rows, int64_t 
   const bool zeros = has_row_zero(activation);
   if (!product->bias.empty()) std::copy_n(product->bias.data() + n, columns, bias);
   if (zeros) std::copy_n(product->row_sums.data() + n, columns, row_sums);
-  row_kernels().finish({out, stride, columns, factor, zeros ? x.zeros_ + begin : nullptr,
-                        row_sums, product->bias.empty() ? nullptr : bias, add},
+  row_kernels().finish({out, stride, columns, factor, zeros ? x.zeros_ + begin : nullptr, row_sums,
+                        product->bias.empty() ? nullptr : bias, add},
                        rows, totals);
 }
 
@@ -272,8 +272,8 @@ const float* row_of(const RowSource& x, int64_t K, int64_t m) {
   return line;
 }
 
-void prepare_rows(int64_t rows, int64_t K, void (*prepare)(void* context, int64_t begin, int64_t end),
-                  void* context) {
+void prepare_rows(int64_t rows, int64_t K,
+                  void (*prepare)(void* context, int64_t begin, int64_t end), void* context) {
   if (rows > 1 && rows * K >= kParallelPrepare) {
     parallel_for(rows, prepare, context);
   } else {

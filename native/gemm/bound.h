@@ -48,8 +48,8 @@ struct BoundProduct {
   // Throws std::invalid_argument; see Gemm.
   explicit BoundProduct(std::shared_ptr<const Product> product);
 
-  // `rows` rows of x from `begin` on, at most kMaxRows, times a panel of the weight: as many columns
-  // of out, whose rows are `stride` apart, added to what it holds where `add`.
+  // `rows` rows of x from `begin` on, at most kMaxRows, times a panel of the weight: as many
+  // columns of out, whose rows are `stride` apart, added to what it holds where `add`.
   void multiply(const Rows& x, int64_t begin, int64_t rows, int64_t panel, float* out,
                 int64_t stride, bool add) const;
 };
@@ -61,8 +61,8 @@ size_t form_for(std::vector<Form>& forms, const BoundProduct& bound);
 const float* row_of(const RowSource& x, int64_t K, int64_t m);
 
 // Calls prepare(context, begin, end) over `rows` rows of K, on the pool where that pays.
-void prepare_rows(int64_t rows, int64_t K, void (*prepare)(void* context, int64_t begin, int64_t end),
-                  void* context);
+void prepare_rows(int64_t rows, int64_t K,
+                  void (*prepare)(void* context, int64_t begin, int64_t end), void* context);
 
 // The calling thread's memory for prepared rows, kept from call to call: at least so many words of
 // 32 bits.

@@ -122,8 +122,9 @@ class Gemm:
     def K(self) -> int: ...
 
 class Experts:
-    """The experts of a layer: of each the products of gate and up, or of both as one, and that of down. ValueError where
-    they don't fit together.
+    """The experts of a layer: of each the products of gate and up, or of both as one, and that of down.
+
+    ValueError where they don't fit together.
     """
 
     def __init__(self, experts: Sequence[tuple[Sequence[Product], Product]], limit: float) -> None:

@@ -1,5 +1,6 @@
-"""Experts, one after the other, over the rows that chose them: what the definition is, and what runs weights that only the
-reference multiplies."""
+"""Experts, one after the other, over the rows that chose them: the reference, and what runs where not every weight has
+a native kernel.
+"""
 
 from __future__ import annotations
 

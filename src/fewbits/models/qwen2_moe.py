@@ -13,7 +13,7 @@ from fewbits.models.needs import Bias
 
 def blocks(config: Config, layers: int, shared: SharedConfig | None) -> Sequence[FeedForward]:
     """Experts in every `decoder_sparse_step`-th layer but those of `mlp_only_layers`."""
-    config.ignore("router_aux_loss_coef")
+    config.ignore("router_aux_loss_coef", "intermediate_size")  # of training; the width where a layer has no experts
     experts = size(config, present(config, "num_experts", "num_local_experts"), most=MAX_EXPERTS)
     how = routing(config, experts, "num_experts_per_tok", normalize=config.get("norm_topk_prob", bool, False))
     moe = MoeConfig(experts, size(config, "moe_intermediate_size"), how, names_of("mlp"), shared=shared)

@@ -25,9 +25,7 @@ class NativeExperts:
     __slots__ = ("_experts",)
 
     def __init__(self, experts: Sequence[Expert], limit: float) -> None:
-        products = [
-            ([packed.product() for _, packed in expert.inputs], expert.down[1].product()) for expert in experts
-        ]
+        products = [([packed.product() for _, packed in expert.inputs], expert.down[1].product()) for expert in experts]
         self._experts = _native.Experts(products, limit)
 
     def __call__(self, x: Array, chosen: Chosen, add_to: Array) -> None:
