@@ -156,7 +156,8 @@ void measure_elementwise(const Limits& limits, int64_t T, int64_t H) {
   };
   const double norm =
       best_time(100, [&](int i) { rms_norm(at(x, i), w.data(), at(y, i), T, H, 1e-6f, 0); });
-  const double silu = best_time(100, [&](int i) { silu_mul(at(x, i), at(up, i), at(y, i), T, H); });
+  const double silu =
+      best_time(100, [&](int i) { silu_mul(at(x, i), at(up, i), at(y, i), T, H, 0); });
   const auto share = [&](int arrays, double seconds) {
     return 100 * 4.0 * arrays * count / limits.read / seconds;
   };
