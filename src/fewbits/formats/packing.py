@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _ROWS_AT_ONCE = 1 << 22  # codes unpacked in one go: bounds the temporary bits to some 32 MB
+_SEXTETS_AT_ONCE = 1 << 18  # what is made of them stays in the cache
 
 
 def words_dense(count: int, bits: int) -> int:
@@ -45,4 +46,16 @@ def unpack(words: NDArray[Any], bits: int, count: int, padded: bool) -> NDArray[
             padding = np.zeros((len(part), count, 8 - bits), np.uint8)
             whole = np.concatenate([groups, padding], axis=2)
             codes[begin : begin + step] = np.packbits(whole, axis=2, bitorder="little")[:, :, 0]
+    return codes
+
+
+def unpack_sextets(stored: NDArray[np.uint8], columns: int) -> NDArray[np.uint8]:
+    """uint8 [R, 3 * columns / 4] → uint8 [R, columns]: four codes of 6 bits in three bytes, lowest first."""
+    shifts = np.array([0, 6, 12, 18], np.uint32)
+    codes = np.empty((len(stored), columns), np.uint8)
+    step = max(1, _SEXTETS_AT_ONCE // max(columns, 1))
+    for begin in range(0, len(stored), step):
+        triples = stored[begin : begin + step].reshape(-1, columns // 4, 3).astype(np.uint32)
+        words = triples[:, :, 0] | triples[:, :, 1] << 8 | triples[:, :, 2] << 16
+        codes[begin : begin + step] = (words[:, :, None] >> shifts & np.uint32(63)).reshape(len(triples), -1)
     return codes
