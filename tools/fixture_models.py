@@ -131,6 +131,8 @@ def random_weight(name: str, shape: tuple[int, ...], tied: bool) -> np.ndarray:
         return draw.uniform(0.5, 1.5, shape).astype(np.float32)
     if name.endswith(".bias"):
         return (0.5 * draw.standard_normal(shape)).astype(np.float32)
+    if len(shape) == 3:  # experts, stacked
+        return np.stack([random_weight(f"{name}.{expert}", shape[1:], tied) for expert in range(shape[0])])
     rows, columns = shape
     if name.endswith("embed_tokens.weight") and not tied:
         return draw.standard_normal(shape).astype(np.float32)

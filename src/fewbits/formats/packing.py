@@ -55,7 +55,12 @@ def unpack_sextets(stored: NDArray[np.uint8], columns: int) -> NDArray[np.uint8]
     codes = np.empty((len(stored), columns), np.uint8)
     step = max(1, _SEXTETS_AT_ONCE // max(columns, 1))
     for begin in range(0, len(stored), step):
-        triples = stored[begin : begin + step].reshape(-1, columns // 4, 3).astype(np.uint32)
-        words = triples[:, :, 0] | triples[:, :, 1] << 8 | triples[:, :, 2] << 16
-        codes[begin : begin + step] = (words[:, :, None] >> shifts & np.uint32(63)).reshape(len(triples), -1)
+        words = little_endian(stored[begin : begin + step], 3)
+        codes[begin : begin + step] = (words[:, :, None] >> shifts & np.uint32(63)).reshape(len(words), -1)
     return codes
+
+
+def little_endian(stored: NDArray[np.uint8], size: int) -> NDArray[np.uint32]:
+    """uint8 [R, W * size] → uint32 [R, W]: integers of `size` bytes, lowest first."""
+    parts = stored.reshape(len(stored), -1, size).astype(np.uint32)
+    return np.bitwise_or.reduce([parts[:, :, place] << np.uint32(8 * place) for place in range(size)])
