@@ -1,11 +1,11 @@
 """How long a plan of a very large checkpoint takes, and how much memory.
 
-    python bench/plan_scale.py [--tensors 1000000] [--shards 200] [--json]
+    python bench/plan_scale.py [--tensors 1000000] [--shards 200] [--known] [--json]
 
 makes a folder with headers, an index and no data: a mixture of experts with packed int4 weights, three tensors
 a projection. Then a fresh process plans it, and another one prints it as JSON. Targets, for a million tensors
 across 200 shards: planned in 6 s, printed as JSON in 10 s (planning included), in 2 GB. An idle Zen 4
-takes 3.3 s, 4.4 s and 0.5 GB.
+takes 3.3 s, 4.4 s and 0.5 GB. `--known` makes it a Mixtral, whose every module the plan looks for.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,16 @@ CONFIG = {
             }
         },
     },
+}
+PER_LAYER = 2 + 1 + 3 * 4 + 9 * EXPERTS  # tensors
+MIXTRAL = {
+    "architectures": ["MixtralForCausalLM"],
+    "model_type": "mixtral",
+    "intermediate_size": INTERMEDIATE,
+    "num_attention_heads": 16,
+    "vocab_size": 129280,
+    "num_local_experts": EXPERTS,
+    "num_experts_per_tok": 8,
 }
 MEASURE = """
 import resource, sys, time
@@ -76,9 +87,11 @@ def tensors(count: int) -> Iterator[tuple[str, str, list[int]]]:
             yield from packed(f"{prefix}.mlp.experts.{expert}.down_proj", HIDDEN, INTERMEDIATE)
 
 
-def make(folder: Path, count: int, shards: int) -> None:
+def make(folder: Path, count: int, shards: int, known: bool) -> None:
     sizes = {"I32": 4, "BF16": 2, "I64": 8}
     source = tensors(count)
+    if known:
+        source = chain([("model.norm.weight", "BF16", [HIDDEN])], source)
     weight_map: dict[str, str] = {}
     for shard in range(shards):
         file = f"model-{shard + 1:05}-of-{shards:05}.safetensors"
@@ -92,7 +105,8 @@ def make(folder: Path, count: int, shards: int) -> None:
             position = end
         text = json.dumps(header, separators=(",", ":")).encode()
         (folder / file).write_bytes(len(text).to_bytes(8, "little") + text)
-    (folder / "config.json").write_text(json.dumps(CONFIG))
+    config = CONFIG | MIXTRAL | {"num_hidden_layers": (count - 3) // PER_LAYER} if known else CONFIG
+    (folder / "config.json").write_text(json.dumps(config))
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
 
 
@@ -107,12 +121,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tensors", type=int, default=1_000_000)
     parser.add_argument("--shards", type=int, default=200)
+    parser.add_argument("--known", action="store_true", help="of a family that fewbits runs")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         began = time.perf_counter()
-        make(folder, arguments.tensors, arguments.shards)
+        make(folder, arguments.tensors, arguments.shards, arguments.known)
         print(f"made the headers in {time.perf_counter() - began:.1f} s", file=sys.stderr)
         result = {}
         for what in ("plan", "json"):

@@ -19,6 +19,7 @@ namespace nb = nanobind;
 // Each kernel family binds its own functions, and so does the reader of headers.
 void bind_attention(nb::module_& m);
 void bind_elementwise(nb::module_& m);
+void bind_experts(nb::module_& m);
 void bind_header(nb::module_& m);
 
 namespace {
@@ -190,9 +191,9 @@ void run_norm(const Gemm& gemm, uintptr_t x, uintptr_t weight, float eps, float 
       add);
 }
 
-void run_gated(const Gemm& gemm, uintptr_t gate, uintptr_t up, int64_t M, const nb::sequence& y,
-               bool add) {
-  run(gemm, {fewbits::RowSource::Kind::silu_mul, floats(gate), floats(up)}, M, y, add);
+void run_gated(const Gemm& gemm, uintptr_t gate, uintptr_t up, float limit, int64_t M,
+               const nb::sequence& y, bool add) {
+  run(gemm, {fewbits::RowSource::Kind::silu_mul, floats(gate), floats(up), 0, 0, limit}, M, y, add);
 }
 
 }  // namespace
@@ -250,11 +251,12 @@ NB_MODULE(_native, m) {
       .def("run", &run_plain, nb::arg("x"), nb::arg("M"), nb::arg("y"), nb::arg("add"))
       .def("run_norm", &run_norm, nb::arg("x"), nb::arg("weight"), nb::arg("eps"),
            nb::arg("offset"), nb::arg("M"), nb::arg("y"), nb::arg("add"))
-      .def("run_gated", &run_gated, nb::arg("gate"), nb::arg("up"), nb::arg("M"), nb::arg("y"),
-           nb::arg("add"))
+      .def("run_gated", &run_gated, nb::arg("gate"), nb::arg("up"), nb::arg("limit"), nb::arg("M"),
+           nb::arg("y"), nb::arg("add"))
       .def_prop_ro("K", &Gemm::K);
 
   bind_attention(m);
   bind_elementwise(m);
+  bind_experts(m);
   bind_header(m);
 }

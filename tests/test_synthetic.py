@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +47,17 @@ def test_every_scheme_is_planned_without_a_warning_and_runs(tmp_path: Path, sche
     assert np.isfinite(logits).all() and 0.1 < logits.std() < 3
     [result] = llm.generate([prompt], fewbits.SamplingParams(max_tokens=4, ignore_eos=True))
     assert result.generated_tokens == 4
+
+
+@pytest.mark.parametrize("scheme", ["bf16", "w4a16", "w8a8", "nvfp4"])
+def test_experts_are_planned_without_a_warning_and_run(tmp_path: Path, scheme: str) -> None:
+    shape = replace(TINY, experts=6, experts_per_token=2, intermediate=128)
+    make(tmp_path / "made", scheme, shape, head=scheme != "bf16")
+    llm = fewbits.LLM(tmp_path / "made")
+    assert llm.warnings == [] and llm.plan.leftover_tensors == []
+    experts = [row for row in llm.plan.rows if row.kind == "expert"]
+    assert len(experts) == 2 * 6 * 3 and {str(row.spec) for row in experts} == {SPECS[scheme]}
+    assert np.isfinite(llm.logits(llm.encode("def read(path): é"))).all()
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)

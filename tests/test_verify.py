@@ -189,8 +189,8 @@ def test_a_kernel_that_is_off_is_found_at_its_module(
 @pytest.mark.parametrize(
     ("gate", "says"),
     [
-        (lambda gate, up: np.float32(1.1) * np.asarray(Gated(gate, up)), "the logits differ by"),
-        (lambda gate, up: gate * np.float32(np.nan), "NaN or infinities"),
+        (lambda gate, up, limit: np.float32(1.1) * np.asarray(Gated(gate, up, limit)), "the logits differ by"),
+        (lambda gate, up, limit: gate * np.float32(np.nan), "NaN or infinities"),
     ],
     ids=["off", "nan"],
 )

@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from safetensors.torch import save_model
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 TOKENS = 24
@@ -30,7 +31,8 @@ class BaseModel:
 
     ``older_config`` writes config.json as models published before transformers 5 have it (torch_dtype,
     rope_theta, rope_scaling); otherwise it stays as transformers wrote it (dtype, rope_parameters).
-    ``pruned`` sets weights of the layers' projections to zero: two of every four columns, or five of eight anywhere.
+    ``stacked`` saves experts as transformers 5 keeps them in memory, all of a layer in one tensor. ``pruned`` sets
+    weights of the layers' projections to zero: two of every four columns, or five of eight anywhere.
     """
 
     model_type: str
@@ -38,6 +40,7 @@ class BaseModel:
     dtype: str = "bfloat16"
     older_config: bool = False
     shard_bytes: int | None = None
+    stacked: bool = False
     pruned: Literal["", "2:4", "anywhere"] = ""
 
     def but(
@@ -113,6 +116,32 @@ QWEN2 = BaseModel(
 )
 QWEN3 = BaseModel("qwen3", COMMON | {"head_dim": 32, "rope_theta": 1000000.0, "rms_norm_eps": 1e-6})
 
+EXPERTS: dict[str, Any] = COMMON | {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_key_value_heads": 1,
+    "vocab_size": 44,
+    "moe_intermediate_size": 16,
+    "num_experts": 5,
+    "num_experts_per_tok": 2,
+}
+# The first layer has no experts.
+QWEN3_MOE = BaseModel("qwen3_moe", EXPERTS | {"norm_topk_prob": True, "mlp_only_layers": [0], "rope_theta": 1000000.0})
+QWEN2_MOE = BaseModel(
+    "qwen2_moe",
+    EXPERTS
+    | {
+        "norm_topk_prob": False,
+        "shared_expert_intermediate_size": 24,
+        "decoder_sparse_step": 2,
+    },
+)
+MIXTRAL = BaseModel(
+    "mixtral",
+    {key: EXPERTS[key] for key in EXPERTS if key not in ("moe_intermediate_size", "num_experts")}
+    | {"num_local_experts": 4, "intermediate_size": 16, "sliding_window": 8, "num_hidden_layers": 1},
+)
+
 
 def generator(*names: str) -> np.random.Generator:
     """A generator that depends on the given names alone."""
@@ -131,7 +160,7 @@ def random_weight(name: str, shape: tuple[int, ...], tied: bool) -> np.ndarray:
         return draw.uniform(0.5, 1.5, shape).astype(np.float32)
     if name.endswith(".bias"):
         return (0.5 * draw.standard_normal(shape)).astype(np.float32)
-    if len(shape) == 3:  # experts, stacked
+    if len(shape) == 3:
         return np.stack([random_weight(f"{name}.{expert}", shape[1:], tied) for expert in range(shape[0])])
     rows, columns = shape
     if name.endswith("embed_tokens.weight") and not tied:
@@ -170,6 +199,10 @@ def write_base(base: BaseModel, folder: Path) -> None:
             if base.pruned and ".layers." in name and value.ndim == 2:
                 value = prune(value, name, base.pruned)
             parameter.copy_(torch.from_numpy(value))
+    if base.stacked:
+        model.config.save_pretrained(folder)
+        save_model(model, folder / "model.safetensors")
+        return
     shard_size = {} if base.shard_bytes is None else {"max_shard_size": base.shard_bytes}
     model.save_pretrained(folder, **shard_size)
     if base.older_config:

@@ -6,7 +6,7 @@ rewrites (tools/fixture_rewrites.py) turn a row of this table into what older li
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fixture_models import (
@@ -21,8 +21,11 @@ from fixture_models import (
     LLAMA_TINY,
     LLAMA_WIDE,
     MISTRAL,
+    MIXTRAL,
     QWEN2,
+    QWEN2_MOE,
     QWEN3,
+    QWEN3_MOE,
     BaseModel,
 )
 
@@ -147,6 +150,22 @@ UNQUANTIZED = (
         "qwen3-f32",
         "q/k norms; heads x head_dim differs from hidden",
         narrow(QWEN3, "float32", num_key_value_heads=1),
+    ),
+    Fixture("mixtral-f32", "4 experts of which 2, called w1, w2, w3; sliding window of 8", MIXTRAL.but("float32")),
+    Fixture(
+        "qwen2-moe-f32",
+        "5 experts of which 2, weights as they come, and a gated shared one; every other layer",
+        QWEN2_MOE.but("float32"),
+    ),
+    Fixture(
+        "qwen3-moe-f32",
+        "5 experts of which 2, whose weights add up to 1; the first layer has none",
+        QWEN3_MOE.but("float32"),
+    ),
+    Fixture(
+        "qwen3-moe-stacked-bf16",
+        "experts of a layer in one tensor, gate and up as one, as transformers 5 keeps them in memory",
+        replace(QWEN3_MOE, stacked=True),
     ),
     Fixture("llama-bf16", "bfloat16", LLAMA_SMALL.but(num_hidden_layers=2)),
     Fixture(
@@ -416,6 +435,29 @@ COMBINED = (
     ),
 )
 
+# Experts one by one, each with its own scales; the shared expert's modules by their own names.
+NO_ROUTERS = ("lm_head", "re:.*mlp\\.gate$", "re:.*shared_expert_gate$")
+EXPERTS = (
+    Fixture(
+        "qwen3-moe-w4a16-asym-g16",
+        "experts one by one; routers and head ignored",
+        QWEN3_MOE,
+        one(integer(4, symmetric=False, group_size=16), ignore=NO_ROUTERS),
+    ),
+    Fixture(
+        "qwen3-moe-w8a8-static-f32",
+        "a calibrated input scale for each expert's projections; routers and head ignored",
+        QWEN3_MOE.but("float32"),
+        one(INT8_CHANNEL, integer(8, "tensor", dynamic=False), ignore=NO_ROUTERS, calibrate=True),
+    ),
+    Fixture(
+        "qwen2-moe-fp8-dynamic-no-shared",
+        "preset FP8_DYNAMIC; the shared expert ignored by the names of its unfused projections",
+        QWEN2_MOE,
+        Recipe(preset="FP8_DYNAMIC", ignore=(*NO_ROUTERS, "re:.*shared_expert\\.(gate|up)_proj$")),
+    ),
+)
+
 # The sources of the rewrites, small because there are many of them.
 ASYM_16 = integer(4, symmetric=False, group_size=16)
 TINY = (
@@ -444,4 +486,4 @@ TINY = (
     ),
 )
 
-FIXTURES = (*UNQUANTIZED, *PACKED, *INTEGER, *FLOAT8, *FLOAT4, *COMBINED, *TINY)
+FIXTURES = (*UNQUANTIZED, *PACKED, *INTEGER, *FLOAT8, *FLOAT4, *COMBINED, *EXPERTS, *TINY)

@@ -43,7 +43,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import numpy as np
 import torch
 from compressed_tensors.compressors import BaseCompressor
-from compressed_tensors.quantization import QuantizationConfig, apply_quantization_config
+from compressed_tensors.quantization import QuantizationConfig, QuantizationStatus, apply_quantization_config
 from fixture_digest import digests
 from fixture_libraries import environment
 from fixture_matching import write as write_matching
@@ -51,14 +51,22 @@ from fixture_micro import MICRO
 from fixture_models import load, logits_of, token_ids, write_base
 from fixture_rewrites import REWRITES, Rewrite
 from fixture_sparse import SPARSE, Sparse
+from fixture_step import STEP, Step
+from fixture_step import write as write_step
 from fixture_table import FIXTURES, Fixture, Recipe
 from llmcompressor import oneshot
+from llmcompressor.modeling.moe.linearize import linearize_moe
 from llmcompressor.modifiers.quantization import QuantizationModifier
 from llmcompressor.modifiers.transform import SpinQuantModifier
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models
 from torch.utils.data import DataLoader
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 TOOLS = ("llmcompressor", "compressed-tensors", "transformers", "safetensors", "torch")
@@ -67,7 +75,7 @@ CALIBRATION_SEQUENCES = 8
 SAME_LOGITS = 1e-4
 
 Tensors = dict[str, torch.Tensor]
-ROWS: tuple[Fixture | Rewrite, ...] = (*FIXTURES, *MICRO, *SPARSE, *REWRITES)
+ROWS: tuple[Fixture | Rewrite | Step, ...] = (*FIXTURES, *MICRO, *STEP, *SPARSE, *REWRITES)
 
 
 def quantize(base: Path, recipe: Recipe, vocabulary: int, folder: Path) -> None:
@@ -88,6 +96,7 @@ def quantize(base: Path, recipe: Recipe, vocabulary: int, folder: Path) -> None:
             "pipeline": "basic",
         }
     model = load(base)
+    linearize_moe(model)
     rotation = [SpinQuantModifier(rotations=list(recipe.rotations))] if recipe.rotations else []
     oneshot(model=model, recipe=[*rotation, modifier], **calibration)
     model.save_pretrained(folder, save_compressed=recipe.compress, quantization_format=recipe.storage)
@@ -106,6 +115,7 @@ def unquantized_model(folder: Path) -> PreTrainedModel:
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager")
+    linearize_moe(model)  # experts as the quantizer has them, one by one
     return model.eval()
 
 
@@ -137,15 +147,53 @@ def dense_logits(folder: Path, decoded: Mapping[str, torch.Tensor], ids: np.ndar
     state = read(folder) | dict(decoded)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            parameter.copy_(state[name].float())
+            parameter.copy_(_tensor(state, name).float())
     return logits_of(model, ids)
 
 
-def producer_logits(folder: Path, ids: np.ndarray) -> torch.Tensor:
+def _tensor(state: Mapping[str, torch.Tensor], name: str) -> torch.Tensor:
+    """A parameter by the name that it has in a model with experts one by one."""
+    for ours, theirs in zip(("gate_proj", "up_proj", "down_proj"), ("w1", "w3", "w2"), strict=True):
+        mixtral = name.replace(".mlp.", ".block_sparse_moe.").replace(ours, theirs)
+        for stored in (name, mixtral, mixtral.replace(theirs, ours)):
+            if stored in state:
+                return state[stored]
+    block, _, end = name.partition(".experts.")  # one of a stack
+    expert, projection, _ = end.split(".")
+    stack = state[f"{block}.experts.{'down_proj' if projection == 'down_proj' else 'gate_up_proj'}"][int(expert)]
+    return stack if projection == "down_proj" else stack.chunk(2)[projection == "up_proj"]
+
+
+def one_by_one(linear: torch.nn.Module) -> None:
+    """Gives inputs with two axes, as experts get them, a third: the library takes one scale for all their tokens."""
+    forward = linear.forward
+    linear.forward = lambda x: forward(x[None])[0] if x.ndim == 2 else forward(x)
+
+
+def fake_quantized(folder: Path, decoded: Mapping[str, torch.Tensor]) -> PreTrainedModel:
+    """A model of experts, which transformers can't load quantized: decoded weights, the library's own forward."""
+    model, state = unquantized_model(folder), read(folder) | dict(decoded)
+    config = json.loads((folder / "config.json").read_text())["quantization_config"]
+    apply_quantization_config(model, QuantizationConfig.model_validate(config), show_progress=False)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith(".input_scale") or "_scale" not in name and "_zero_point" not in name:
+                parameter.copy_(_tensor(state, name).float())
+    for module in model.modules():
+        if getattr(module, "quantization_scheme", None) is not None:
+            module.quantization_status = QuantizationStatus.FROZEN
+            module.quantization_scheme.weights = None  # they are decoded
+            one_by_one(module)
+    return model
+
+
+def producer_logits(folder: Path, decoded: Mapping[str, torch.Tensor], ids: np.ndarray) -> torch.Tensor:
     """Logits of the library's own forward: its decompressed weights, its fake-quantized activations.
 
     The first forward decompresses, in the checkpoint's dtype; the second runs in float32.
     """
+    if any(".experts." in name for name in decoded):
+        return logits_of(fake_quantized(folder, decoded), ids)
     model = load(folder)
     logits_of(model, ids)
     torch.nn.Module.float(model)  # transformers refuses its own method on a quantized model
@@ -158,9 +206,9 @@ def expected_logits(folder: Path, fixture: Fixture, decoded: Tensors) -> Tensors
     dense = dense_logits(folder, decoded, ids)
     expected = {"input_ids": torch.from_numpy(ids)}
     if fixture.recipe is not None and fixture.recipe.quantizes_activations:
-        return expected | {"logits_weight_only": dense, "logits_producer": producer_logits(folder, ids)}
+        return expected | {"logits_weight_only": dense, "logits_producer": producer_logits(folder, decoded, ids)}
     if fixture.recipe is not None and fixture.recipe.compress and "model.embed_tokens.weight" not in decoded:
-        difference = (producer_logits(folder, ids) - dense).abs().max().item()
+        difference = (producer_logits(folder, decoded, ids) - dense).abs().max().item()
         if difference > SAME_LOGITS:
             raise AssertionError(f"{fixture.name}: the library's forward differs by {difference}")
     return expected | {"logits": dense}
@@ -307,6 +355,8 @@ def make_all(out: Path, only: list[str] | None = None) -> None:
         shutil.rmtree(folder, ignore_errors=True)
         if isinstance(row, Rewrite):
             rewrite(row, folder, out / row.source)
+        elif isinstance(row, Step):
+            write_expected(folder, {"note": row.note, "made_by": "transformers"}, {}, write_step(row, folder), None)
         elif isinstance(row, Sparse):
             make_sparse(row, folder)
         elif row.library and row.library != version("compressed-tensors"):

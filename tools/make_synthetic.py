@@ -2,6 +2,9 @@
 
     python tools/make_synthetic.py --out DIR                        every scheme, in the shape of Llama-3.2-1B
     python tools/make_synthetic.py --out DIR w4a16 w8a8 --head      two schemes, lm_head quantized like the rest
+    python tools/make_synthetic.py --out DIR w4a16 --head --layers 24 --hidden 1536 --heads 24 --kv-heads 4 \
+        --intermediate 512 --experts 48 --experts-per-token 8 --vocab 32000
+                                                                    a Qwen3-MoE of 2.9 B parameters, 0.7 B at work
     python tools/make_synthetic.py --out DIR bf16 --layers 2 --hidden 256 --intermediate 512 --vocab 1024
 
 Each is a complete folder DIR/<scheme>[-head], with a byte-level tokenizer of as many tokens as the head has rows. Codes
@@ -27,7 +30,9 @@ SHARD = 400_000_000  # parameters of a file
 
 @dataclass(frozen=True)
 class Shape:
-    """Of a Llama; the defaults are Llama-3.2-1B's, with a head of its own."""
+    """Of a Llama; the defaults are Llama-3.2-1B's, with a head of its own. Where there are experts, each as wide as
+    `intermediate`, of a Qwen3-MoE.
+    """
 
     layers: int = 16
     hidden: int = 2048
@@ -37,6 +42,8 @@ class Shape:
     intermediate: int = 8192
     vocab: int = 128_256
     context: int = 131_072
+    experts: int = 0
+    experts_per_token: int = 8
 
     def linears(self) -> Iterator[tuple[str, int, int]]:
         """(name, N, K) of a layer's projections."""
@@ -45,9 +52,10 @@ class Shape:
         yield "self_attn.k_proj", keys, self.hidden
         yield "self_attn.v_proj", keys, self.hidden
         yield "self_attn.o_proj", self.hidden, queries
-        yield "mlp.gate_proj", self.intermediate, self.hidden
-        yield "mlp.up_proj", self.intermediate, self.hidden
-        yield "mlp.down_proj", self.hidden, self.intermediate
+        for mlp in [f"mlp.experts.{number}" for number in range(self.experts)] or ["mlp"]:
+            yield f"{mlp}.gate_proj", self.intermediate, self.hidden
+            yield f"{mlp}.up_proj", self.intermediate, self.hidden
+            yield f"{mlp}.down_proj", self.hidden, self.intermediate
 
     def modules(self, head: bool) -> Iterator[tuple[str, int, int | None, bool]]:
         """(name, N, K or None for a norm, quantized), in the order of the forward pass."""
@@ -56,6 +64,10 @@ class Shape:
             name = f"model.layers.{layer}"
             for norm in ("input_layernorm", "post_attention_layernorm"):
                 yield f"{name}.{norm}", self.hidden, None, False
+            if self.experts:
+                for norm in ("self_attn.q_norm", "self_attn.k_norm"):
+                    yield f"{name}.{norm}", self.head_dim, None, False
+                yield f"{name}.mlp.gate", self.experts, self.hidden, False
             for linear, N, K in self.linears():
                 yield f"{name}.{linear}", N, K, True
         yield "model.norm", self.hidden, None, False
@@ -180,6 +192,18 @@ def config(scheme: Scheme, shape: Shape, head: bool) -> dict[str, Any]:
         "use_cache": True,
         "vocab_size": shape.vocab,
     }
+    if shape.experts:
+        del values["mlp_bias"], values["pretraining_tp"]
+        values |= {
+            "architectures": ["Qwen3MoeForCausalLM"],
+            "decoder_sparse_step": 1,
+            "mlp_only_layers": [],
+            "model_type": "qwen3_moe",
+            "moe_intermediate_size": shape.intermediate,
+            "norm_topk_prob": True,
+            "num_experts": shape.experts,
+            "num_experts_per_tok": shape.experts_per_token,
+        }
     if scheme.weights is not None:
         values["quantization_config"] = {
             "config_groups": {
@@ -193,7 +217,7 @@ def config(scheme: Scheme, shape: Shape, head: bool) -> dict[str, Any]:
             },
             "format": scheme.format,
             "global_compression_ratio": None,
-            "ignore": [] if head else ["lm_head"],
+            "ignore": [name for name, _, K, quantized in shape.modules(head) if K and not quantized][1:],
             "kv_cache_scheme": None,
             "quant_method": "compressed-tensors",
             "quantization_status": "compressed",

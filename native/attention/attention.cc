@@ -109,9 +109,10 @@ class Attention {
     }
     auto run_items = [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
-        if (i + 1 < end) prefetch_rows(task_.query, items_[i + 1]);
+        const Item* const next = i + 1 < end ? &items_[i + 1] : nullptr;
+        if (next) prefetch_rows(task_.query, *next);
         prefetch_rows(task_.out, items_[i]);
-        run_item(items_[i], nullptr);
+        run_item(items_[i], nullptr, next);
       }
     };
     for_range(static_cast<int64_t>(items_.size()), parallel, run_items);
@@ -170,7 +171,7 @@ class Attention {
     const Buffer parts(offsets.back() * sizeof(float));
     auto run_chunks = [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
-        run_item(chunks[i], parts.as<float>() + offsets[i]);
+        run_item(chunks[i], parts.as<float>() + offsets[i], i + 1 < end ? &chunks[i + 1] : nullptr);
       }
     };
     for_range(static_cast<int64_t>(chunks.size()), true, run_chunks);
@@ -190,8 +191,9 @@ class Attention {
     for_range(static_cast<int64_t>(items_.size()), false, merge_items);
   }
 
-  // With `part_memory` the item is one chunk, and its part is left there.
-  void run_item(const Item& item, float* part_memory) {
+  // With `part_memory` the item is one chunk, and its part is left there. `next`, or null, is what
+  // the thread does afterwards.
+  void run_item(const Item& item, float* part_memory, const Item* next) {
     Scratch& scratch = scratch_;
     const int rows = rows_of(item), tokens = item.token_end - item.token_begin;
     scratch.reserve(rows, stride_);
@@ -206,9 +208,11 @@ class Attention {
     const int64_t shared_end = listed_[item.sequence] ? past / kChunk * kChunk : item.end;
     for (int64_t chunk = item.begin; chunk < item.end; chunk += kChunk) {
       if (chunk < shared_end) {
-        run_chunk(scratch, item, total, 0, tokens, chunk, std::min(shared_end, item.end));
+        run_chunk(scratch, item, total, 0, tokens, chunk, std::min(shared_end, item.end), next);
       } else {
-        for (int t = 0; t < tokens; ++t) run_chunk(scratch, item, total, t, t + 1, chunk, chunk);
+        for (int t = 0; t < tokens; ++t) {
+          run_chunk(scratch, item, total, t, t + 1, chunk, chunk, next);
+        }
       }
     }
     if (!part_memory) finish(item, total);
@@ -234,7 +238,7 @@ class Attention {
   // The rows of the item's tokens [token_begin, token_end) against one chunk. Positions below
   // `shared_end` are the same entries for all of them.
   void run_chunk(Scratch& scratch, const Item& item, const Running& total, int token_begin,
-                 int token_end, int64_t chunk_begin, int64_t shared_end) {
+                 int token_end, int64_t chunk_begin, int64_t shared_end, const Item* next) {
     int64_t lowest = INT64_MAX, highest = 0;
     for (int t = token_begin; t < token_end; ++t) {
       const Visible& sees = sees_[item.token_begin + t];
@@ -251,7 +255,8 @@ class Attention {
     const int end = static_cast<int>(std::min<int64_t>(highest - chunk_begin, kChunk));
     const int64_t look_ahead = std::min({highest, shared_end, chunk_begin + kChunk + kLookAhead});
     fill_pointers(scratch, item, sees_[item.token_begin + token_begin], chunk_begin,
-                  chunk_begin + begin, chunk_begin + end, std::max(chunk_begin + end, look_ahead));
+                  chunk_begin + begin, chunk_begin + end, std::max(chunk_begin + end, look_ahead),
+                  next);
     AttendChunk task;
     const int64_t row = static_cast<int64_t>(token_begin) * group_;
     task.rows = (token_end - token_begin) * group_;
@@ -275,40 +280,18 @@ class Attention {
     kernels().attend_chunk(task);
   }
 
-  // Addresses and scales of positions [begin, end), the first of which is in the chunk; before and
-  // after them the first one's is repeated, as far as a kernel looks for positions up to `seen`.
+  // Addresses and scales of positions [begin, end), the first of which is in the chunk, and where a
+  // kernel looks ahead of positions up to `seen`, those of the next item. Other places repeat the
+  // first one's address.
   void fill_pointers(Scratch& scratch, const Item& item, const Visible& sees, int64_t chunk,
-                     int64_t begin, int64_t seen, int64_t end) const {
-    const int64_t row_bytes = task_.D * element_size(task_.kind);
+                     int64_t begin, int64_t seen, int64_t end, const Item* next) const {
     const int64_t past = past_of(task_, item.sequence);
     const bool listed = listed_[item.sequence];
-    const int32_t* pages =
-        task_.block_table + static_cast<int64_t>(item.sequence) * task_.max_pages;
-    const char* key_cache = static_cast<const char*>(task_.key_cache);
-    const char* value_cache = static_cast<const char*>(task_.value_cache);
-    for (int64_t position = begin; position < end;) {
-      const bool alone = listed && position >= past;  // of the batch, and looked up
-      const int entry = static_cast<int>(alone ? past + sees.listed[position - past] : position);
-      const int64_t page = pages[entry / task_.page_size], offset = entry % task_.page_size;
-      const int64_t row = (page * task_.kv_heads + item.kv_head) * task_.page_size + offset;
-      const int64_t at = position - chunk;
-      // Entries of one page follow each other.
-      int64_t run = 1;
-      if (!alone) {
-        const int64_t shared_end = listed ? std::min(end, past) : end;
-        run = std::min(shared_end - position, task_.page_size - offset);
-      }
-      for (int64_t i = 0; i < run; ++i) {
-        scratch.key_rows[at + i] = key_cache + (row + i) * row_bytes;
-        scratch.value_rows[at + i] = value_cache + (row + i) * row_bytes;
-      }
-      if (task_.kind == CacheKind::int8) {
-        for (int64_t i = 0; i < run && at + i < kChunk; ++i) {
-          scratch.key_scales[at + i] = task_.key_scale[row + i];
-          scratch.value_scales[at + i] = task_.value_scale[row + i];
-        }
-      }
-      position += run;
+    const int64_t shared_end = listed ? std::clamp(past, begin, end) : end;
+    int64_t at = add_rows(scratch, item, begin, shared_end, begin - chunk);
+    for (int64_t position = shared_end; position < end; ++position) {
+      const int64_t entry = past + sees.listed[position - past];
+      at = add_rows(scratch, item, entry, entry + 1, at);
     }
     const void* const key_row = scratch.key_rows[begin - chunk];
     const void* const value_row = scratch.value_rows[begin - chunk];
@@ -319,7 +302,44 @@ class Attention {
       }
     };
     repeat_first(0, begin - chunk);
-    repeat_first(end - chunk, (seen - chunk + 15) / 16 * 16 + kLookAhead);
+    const int64_t first_ahead = (begin - chunk) / 16 * 16 + kLookAhead;
+    const int64_t last_ahead = (seen - chunk + 15) / 16 * 16 + kLookAhead;
+    repeat_first(at, first_ahead);
+    at = std::max(at, first_ahead);
+    if (next) {
+      const int64_t next_end = std::min(next->end, next->begin + last_ahead - at);
+      at = add_rows(scratch, *next, next->begin, next_end, at);
+    }
+    repeat_first(at, last_ahead);
+  }
+
+  // Of the entries [begin, end) of an item's sequence, into the places from `at` on; returns the
+  // place after them. Entries of one page follow each other.
+  int64_t add_rows(Scratch& scratch, const Item& item, int64_t begin, int64_t end,
+                   int64_t at) const {
+    const int64_t row_bytes = task_.D * element_size(task_.kind);
+    const int32_t* const pages =
+        task_.block_table + static_cast<int64_t>(item.sequence) * task_.max_pages;
+    while (begin < end) {
+      const int64_t page = pages[begin / task_.page_size], offset = begin % task_.page_size;
+      const int64_t row = (page * task_.kv_heads + item.kv_head) * task_.page_size + offset;
+      const char* const key = static_cast<const char*>(task_.key_cache) + row * row_bytes;
+      const char* const value = static_cast<const char*>(task_.value_cache) + row * row_bytes;
+      const int64_t run = std::min(end - begin, task_.page_size - offset);
+      for (int64_t i = 0; i < run; ++i) {
+        scratch.key_rows[at + i] = key + i * row_bytes;
+        scratch.value_rows[at + i] = value + i * row_bytes;
+      }
+      if (task_.kind == CacheKind::int8) {
+        for (int64_t i = 0; i < run && at + i < kChunk; ++i) {
+          scratch.key_scales[at + i] = task_.key_scale[row + i];
+          scratch.value_scales[at + i] = task_.value_scale[row + i];
+        }
+      }
+      begin += run;
+      at += run;
+    }
+    return at;
   }
 
   void start_total(const Item& item, const Running& total) const {

@@ -1,5 +1,7 @@
 #include "elementwise/elementwise.h"
 
+#include <math.h>
+
 #include "cpu.h"
 #include "elementwise/numbers.h"
 #include "threads.h"
@@ -105,13 +107,24 @@ void rms_norm(const float* x, const float* weight, float* y, int64_t T, int64_t 
   for_range(T, T * H >= kParallel, rows);
 }
 
-void silu_mul(const float* gate, const float* up, float* y, int64_t T, int64_t I) {
+void silu_mul(const float* gate, const float* up, float* y, int64_t T, int64_t I, float limit) {
   const int64_t count = T * I;
   auto pieces = [&](int64_t begin, int64_t end) {
     const int64_t first = begin * kPiece, last = end * kPiece < count ? end * kPiece : count;
-    kernels().silu_mul(gate + first, up + first, y + first, last - first);
+    kernels().silu_mul(gate + first, up + first, y + first, last - first, limit);
   };
   for_range((count + kPiece - 1) / kPiece, count >= kParallel, pieces);
+}
+
+void scale_by_sigmoid(float* x, const float* gate, int64_t T, int64_t heads, int64_t width) {
+  auto all_heads = [&](int64_t begin, int64_t end) {
+    for (int64_t head = begin; head < end; ++head) {
+      const float factor = static_cast<float>(1 / (1 + exp(-static_cast<double>(gate[head]))));
+      float* const values = x + head * width;
+      for (int64_t i = 0; i < width; ++i) values[i] *= factor;
+    }
+  };
+  for_range(T * heads, T * heads * width >= kParallel, all_heads);
 }
 
 void argmax(const float* x, int64_t R, int64_t V, int64_t* columns) {
@@ -126,8 +139,8 @@ void rms_norm_row(const float* x, const float* weight, float* y, int64_t H, floa
   kernels().rms_norm(x, weight, y, 1, H, eps, offset);
 }
 
-void silu_mul_row(const float* gate, const float* up, float* y, int64_t I) {
-  kernels().silu_mul(gate, up, y, I);
+void silu_mul_row(const float* gate, const float* up, float* y, int64_t I, float limit) {
+  kernels().silu_mul(gate, up, y, I, limit);
 }
 
 void exp_negative(const float* x, float* y, int64_t count) { kernels().exp_negative(x, y, count); }

@@ -42,15 +42,21 @@ inline void rms_norm_rows(const float* x, const float* weight, float* y, int64_t
 }
 
 // With t = e^-|x|: 1 / (1 + e^-x) is 1 / (1 + t) for x >= 0 and t / (1 + t) below; nothing
-// overflows.
-inline void silu_mul_range(const float* gate, const float* up, float* y, int64_t count) {
+// overflows. A limit bounds the activated gate from above and `up` on both sides; NaN passes.
+inline void silu_mul_range(const float* gate, const float* up, float* y, int64_t count,
+                           float limit) {
   for (int64_t i = 0; i < count; i += kLanes) {
     const int part = left(count, i);
     const Lanes x = load_part(gate + i, part);
     const Lanes t = exp_lanes(minus_magnitude(x));
     const Lanes numerator = where_negative(x, t, broadcast(1.0f));
-    const Lanes activated = divide(multiply(x, numerator), add(broadcast(1.0f), t));
-    store_part(y + i, multiply(activated, load_part(up + i, part)), part);
+    Lanes activated = divide(multiply(x, numerator), add(broadcast(1.0f), t));
+    Lanes factor = load_part(up + i, part);
+    if (limit > 0) {
+      activated = minimum(broadcast(limit), activated);
+      factor = maximum(broadcast(-limit), minimum(broadcast(limit), factor));
+    }
+    store_part(y + i, multiply(activated, factor), part);
   }
 }
 

@@ -2,7 +2,8 @@
 // and compiled once per tier, as a zmm register, two ymm registers or four 128-bit vectors of the
 // compiler.
 //
-// Per tier: zero broadcast load store add subtract multiply divide multiply_add maximum
+// Per tier: zero broadcast load store add subtract multiply divide multiply_add
+//   maximum minimum                      the second where either is NaN
 //   minus_magnitude                      -|v|
 //   where_negative(v, a, b)              a where v has its sign bit set, else b
 //   select_range(v, begin, end, other)   lanes [begin, end) of v, elsewhere `other`

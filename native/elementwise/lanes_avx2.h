@@ -44,6 +44,10 @@ inline Lanes maximum(Lanes a, Lanes b) {
   return {_mm256_max_ps(a.low, b.low), _mm256_max_ps(a.high, b.high)};
 }
 
+inline Lanes minimum(Lanes a, Lanes b) {
+  return {_mm256_min_ps(a.low, b.low), _mm256_min_ps(a.high, b.high)};
+}
+
 inline Lanes minus_magnitude(Lanes value) {
   const __m256 sign = _mm256_set1_ps(-0.0f);
   return {_mm256_or_ps(value.low, sign), _mm256_or_ps(value.high, sign)};

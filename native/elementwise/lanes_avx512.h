@@ -23,6 +23,7 @@ inline Lanes multiply(Lanes a, Lanes b) { return _mm512_mul_ps(a, b); }
 inline Lanes divide(Lanes a, Lanes b) { return _mm512_div_ps(a, b); }
 inline Lanes multiply_add(Lanes a, Lanes b, Lanes c) { return _mm512_fmadd_ps(a, b, c); }
 inline Lanes maximum(Lanes a, Lanes b) { return _mm512_max_ps(a, b); }
+inline Lanes minimum(Lanes a, Lanes b) { return _mm512_min_ps(a, b); }
 
 inline Lanes minus_magnitude(Lanes value) { return _mm512_or_ps(value, broadcast(-0.0f)); }
 inline Lanes where_negative(Lanes value, Lanes negative, Lanes other) {

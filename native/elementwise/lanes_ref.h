@@ -70,6 +70,10 @@ inline Lanes maximum(Lanes a, Lanes b) {
   return make_lanes(
       [&](int i) { return lane_of(a, i) > lane_of(b, i) ? lane_of(a, i) : lane_of(b, i); });
 }
+inline Lanes minimum(Lanes a, Lanes b) {
+  return make_lanes(
+      [&](int i) { return lane_of(a, i) < lane_of(b, i) ? lane_of(a, i) : lane_of(b, i); });
+}
 
 inline Lanes minus_magnitude(Lanes value) {
   return make_lanes([&](int i) { return float_of(bits_of(lane_of(value, i)) | 0x80000000); });

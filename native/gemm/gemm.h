@@ -78,7 +78,10 @@ struct RowSource {
   const float* x;             // or what the operation (elementwise.h) is done to
   const float* other;         // rms_norm: the weight [K]; silu_mul: the factors [M][K]
   float eps = 0, offset = 0;  // of rms_norm
+  float limit = 0;            // of silu_mul
 };
+
+struct Form;
 
 // Several products that share x: one pass of the thread pool for all of them.
 class Gemm {
@@ -87,39 +90,23 @@ class Gemm {
   // would be scaled in groups that aren't whole words of the weight, or be integers of 16 bits
   // where the weight's codes aren't integers.
   explicit Gemm(std::vector<std::shared_ptr<const Product>> products);
+  ~Gemm();
+  Gemm(Gemm&&) noexcept;
 
   // y[i] [M][N_i] = x [M][K] W_i^T + bias_i, added to what y holds where `add`.
   void run(const RowSource& x, int64_t M, float* const* y, bool add) const;
 
   int64_t K() const { return k_; }
-  size_t size() const { return parts_.size(); }
+  size_t size() const;
 
  private:
-  struct Part {
-    std::shared_ptr<const Product> product;
-    const GemmKernel* kernel;
-    size_t input;  // index into inputs_
-    int64_t panel_begin;
-  };
-  // One way to prepare x, and the products that need it so.
-  struct Input {
-    const GemmKernel* kernel;
-    const Product* product;
-    std::vector<Span> spans;
-    int64_t value_stride, span_stride;
-
-    int64_t words() const;  // of all arrays for kMaxRows rows and padding
-  };
-  struct Prepared;
+  struct Part;
   struct Pass;
-
-  void add(std::shared_ptr<const Product> product);
-  size_t input_for(const Product& product, const GemmKernel* kernel);
 
   int64_t k_ = 0;
   int64_t panels_ = 0;
   std::vector<Part> parts_;
-  std::vector<Input> inputs_;
+  std::vector<Form> forms_;
 };
 
 }  // namespace fewbits

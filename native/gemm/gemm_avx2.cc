@@ -7,8 +7,9 @@ namespace fewbits {
 namespace {
 
 struct Floats : Vectors256 {
+  template <WeightKind kind>
+  static constexpr int decode_once_rows = codes_per_word(kind) == 8 ? 24 : 3;
   using Operand = __m256;
-  using Value = __m256;
   using Sum = __m256;
   template <WeightKind kind>
   static constexpr int steps = codes_per_word(kind);
@@ -67,27 +68,18 @@ struct Floats : Vectors256 {
   }
 };
 
-struct Integers : Integers256 {
-  template <WeightKind kind>
-  static constexpr int steps = codes_per_word(kind) / 2;
-  template <WeightKind kind>
-  static constexpr int decode_operations = 2 * steps<kind>;
-  template <WeightKind kind, int step>
-  static Operand decode(Words word) {
-    constexpr int kBits = 32 / codes_per_word(kind);
-    constexpr int kMask = (1 << kBits) - 1;
-    return _mm256_and_si256(_mm256_srli_epi32(word, kBits * step),
-                            _mm256_set1_epi32(kMask << 16 | kMask));
-  }
+struct Pairs : Pairs256 {
   static Sum dot(Sum sum, Operand weight, Operand x) {
-    return _mm256_add_epi32(sum, _mm256_madd_epi16(weight, x));
+    const __m256i products = _mm256_madd_epi16(weight, x);
+    asm("vpaddd %1, %0, %0" : "+x"(sum) : "x"(products));
+    return sum;
   }
 };
 
 }  // namespace
 
 const GemmKernel* gemm_kernel_avx2(WeightKind kind, DotKind dot) {
-  return tier_kernel<Floats, Integers>(kind, dot);
+  return tier_kernel<Floats, Pairs>(kind, dot);
 }
 
 const RowKernels* row_kernels_avx2() {

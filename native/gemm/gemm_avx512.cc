@@ -7,8 +7,9 @@ namespace fewbits {
 namespace {
 
 struct Floats : Vectors512 {
+  template <WeightKind kind>
+  static constexpr int decode_once_rows = codes_per_word(kind) == 8 ? kNever : 5;
   using Operand = __m512;
-  using Value = __m512;
   using Sum = __m512;
   template <WeightKind kind>
   static constexpr int steps = codes_per_word(kind);
@@ -71,27 +72,18 @@ struct Floats : Vectors512 {
   }
 };
 
-struct Integers : Integers512 {
-  template <WeightKind kind>
-  static constexpr int steps = codes_per_word(kind) / 2;
-  template <WeightKind kind>
-  static constexpr int decode_operations = 2 * steps<kind>;
-  template <WeightKind kind, int step>
-  static Operand decode(Words word) {
-    constexpr int kBits = 32 / codes_per_word(kind);
-    constexpr int kMask = (1 << kBits) - 1;
-    return _mm512_and_si512(_mm512_srli_epi32(word, kBits * step),
-                            _mm512_set1_epi32(kMask << 16 | kMask));
-  }
+struct Pairs : Pairs512 {
   static Sum dot(Sum sum, Operand weight, Operand x) {
-    return _mm512_add_epi32(sum, _mm512_madd_epi16(weight, x));
+    const __m512i products = _mm512_madd_epi16(weight, x);
+    asm("vpaddd %1, %0, %0" : "+v"(sum) : "v"(products));
+    return sum;
   }
 };
 
 }  // namespace
 
 const GemmKernel* gemm_kernel_avx512(WeightKind kind, DotKind dot) {
-  return tier_kernel<Floats, Integers>(kind, dot);
+  return tier_kernel<Floats, Pairs>(kind, dot);
 }
 
 const RowKernels* row_kernels_avx512() {

@@ -45,7 +45,6 @@ constexpr Int8Bytes kInt8;
 
 struct Bf16 : Vectors512 {
   using Operand = __m512i;
-  using Value = __m512i;
   using Sum = __m512;
   template <WeightKind kind>
   static constexpr int steps = codes_per_word(kind) / 2;
@@ -129,15 +128,12 @@ struct Bf16Words {
     return _mm_cvtsi128_si32((__m128i)_mm_cvtneps_pbh(_mm_set_ss(value))) & 0xffff;
   }
   template <int stride>
-  static uint32_t word(const float* x, int) {
+  static uint32_t word(const float* x) {
     return round(x[0]) | round(x[stride]) << 16;
   }
   template <int codes, int stride>
   static int64_t bulk(const float* x, int64_t K, uint32_t* values) {
-    const __m256i order =
-        codes == 8   ? _mm256_setr_epi16(0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15)
-        : codes == 4 ? _mm256_setr_epi16(0, 2, 1, 3, 4, 6, 5, 7, 8, 10, 9, 11, 12, 14, 13, 15)
-                     : _mm256_setr_epi16(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    const __m256i order = pair_order<codes>();
     int64_t k = 0;
     for (; k + 16 <= K; k += 16) {
       const __m256i rounded = (__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(x + k));

@@ -29,13 +29,13 @@
 //   f32          1        k | k+1 | ... | k+7                        k | k+1 | k+2 | k+3
 //   bf16, s16    2        k,k+4 | k+1,k+5 | k+2,k+6 | k+3,k+7        k,k+2 | k+1,k+3
 //   s8           4        k,k+2,k+4,k+6 | k+1,k+3,k+5,k+7            k,k+1,k+2,k+3
-//   2 s8         4        as s8, but two words: the upper bytes of 16 bits, and the lower ones
 //
 // Order of accumulation, the same for every row of x whatever its company: K is cut into spans, at
 // the borders of groups (the weight's and those of x's own scales) and at most kSpanCodes long.
 // Within a span the products are added one by one (or pair by pair) along K, in float32, or exactly
 // in int32; then
-//   total += scale * (x scale * (partial - offset * sum of the span's x)).
+//   total += scale * (x scale * (partial - offset * sum of the span's x)),
+// where what is left in integer codes is taken out of the partial sum itself, exactly.
 // Kernels may take several rows or tiles at once, but never change this order.
 #pragma once
 
@@ -84,6 +84,7 @@ constexpr int kBlockSpans = 32;
 
 // Rows of x that a kernel is given at once.
 constexpr int kMaxRows = 256;
+constexpr int kNever = kMaxRows + 1;
 
 // A kernel may read, and ignore the result of, this many prepared rows behind the last.
 constexpr int kRowPadding = 3;

@@ -8,14 +8,14 @@
 //   kRowsWithTotals    and beside their totals
 //   decoding_rows<kind>     rows of x that are taken at once while codes are decoded into registers
 //   decode_once_rows<kind>  from this many rows on, codes are decoded into memory once instead
-//   Words, Operand, Value, Sum, Float
-//   kValueWords        words of x in a Value
+//   Words, Operand, Sum, Float
 //   load_words(p), load_operand(p), store_operand(p, operand), broadcast(x)
 //   steps<kind>        operands of a word
 //   decode_operations<kind>  that all steps of a word take
-//   offset<kind>       what decoding leaves in a code, and in the totals if it isn't taken out
+//   kIntegers          sums are integers, and begin at what takes the offset out of them
+//   offset<kind>       what decoding leaves in a code
 //   doubled<kind>      decoded codes are twice what they stand for
-//   decode<kind, step>(words), dot(sum, operand, x), zero(), to_float(sum)
+//   decode<kind, step>(words), dot(sum, operand, x), to_float(sum), zero() or from_float(value)
 //   load, store, set1, mul, fmadd, fnmadd   on Float
 #pragma once
 
@@ -55,7 +55,7 @@ struct Block {
   const uint32_t* words;     // of the weight, or
   const uint32_t* operands;  // decoded: [word][step][64]
   const float* scale;        // [groups][64]
-  const float* offset;       // [groups][64], where the kind has sums
+  const float* offset;       // [groups][64] of zero points and of float sums, or null
   int64_t count;             // words of a row
   int64_t rows;              // of x that it is multiplied with
 };
@@ -71,7 +71,7 @@ struct Ahead {
 template <class Dot, WeightKind kind, bool decoded, int rows>
 FEWBITS_INLINE Ahead ahead_of(const Block& block, int64_t m) {
   if (rows >= block.rows) {
-    constexpr int kDots = rows * Dot::template steps<kind> * Dot::kValueWords;
+    constexpr int kDots = rows * Dot::template steps<kind>;
     constexpr bool kSlow = kDots + Dot::template decode_operations<kind> >= kSlowPass;
     return {block.words + kPrefetchWords * kPanelRows, kPanelRows, kSlow ? kPanelLines : 1};
   }
@@ -83,10 +83,17 @@ FEWBITS_INLINE Ahead ahead_of(const Block& block, int64_t m) {
           static_cast<int>((stride + kLineRows - 1) / kLineRows)};
 }
 
-// Zero points and what decoding leaves in a code are taken out by the sums of x.
+// Zero points and what decoding leaves in a code are taken out by the sums of x: of integer sums
+// the latter at their beginning, where it costs nothing.
 template <class Dot, WeightKind kind>
 constexpr bool has_sums() {
-  return kind == WeightKind::int4 || kind == WeightKind::int8 || Dot::template offset<kind> != 0;
+  return Dot::template offset<kind> != 0 || kind == WeightKind::int4 || kind == WeightKind::int8;
+}
+
+// Whether something may be left to be taken out of a partial sum.
+template <class Dot, WeightKind kind>
+constexpr bool has_offsets() {
+  return has_sums<Dot, kind>() && !(Dot::kIntegers && kind == WeightKind::fp4);
 }
 
 template <class Dot, WeightKind kind, int rows, int step = 0>
@@ -96,7 +103,7 @@ FEWBITS_INLINE void multiply_word(const typename Dot::Words (&words)[Dot::kTiles
   typename Dot::Operand weights[Dot::kTiles];
   for (int t = 0; t < Dot::kTiles; ++t) weights[t] = Dot::template decode<kind, step>(words[t]);
   for (int m = 0; m < rows; ++m) {
-    const typename Dot::Value value = Dot::broadcast(x + m * x_stride + step * Dot::kValueWords);
+    const typename Dot::Operand value = Dot::broadcast(x + m * x_stride + step);
     for (int t = 0; t < Dot::kTiles; ++t) sum[m][t] = Dot::dot(sum[m][t], weights[t], value);
   }
   if constexpr (step + 1 < Dot::template steps<kind>) {
@@ -115,7 +122,7 @@ FEWBITS_INLINE void multiply_span(const Block& block, int64_t begin, int64_t end
       n;
   const uint32_t* const last = line + (end - begin) * (decoded ? kSteps : 1) * kPanelRows;
   const uint32_t* fetched = ahead.words + begin * (decoded ? kSteps : 1) * ahead.stride;
-  x += begin * kSteps * Dot::kValueWords;
+  x += begin * kSteps;
   // The loop's first pass is unconditional: with a way around it GCC keeps the sums in memory.
   do {
     // Where codes were decoded once, rows are so many that a line each time is enough. The first
@@ -133,10 +140,10 @@ FEWBITS_INLINE void multiply_span(const Block& block, int64_t begin, int64_t end
         asm("" : "+v"(weights[t]));
       }
       for (int m = 0; m < rows; ++m) {
-        const typename Dot::Value value = Dot::broadcast(x + m * x_stride);
+        const typename Dot::Operand value = Dot::broadcast(x + m * x_stride);
         for (int t = 0; t < Dot::kTiles; ++t) sum[m][t] = Dot::dot(sum[m][t], weights[t], value);
       }
-      x += Dot::kValueWords;
+      ++x;
     } else {
       typename Dot::Words words[Dot::kTiles];
       for (int t = 0; t < Dot::kTiles; ++t) {
@@ -145,7 +152,7 @@ FEWBITS_INLINE void multiply_span(const Block& block, int64_t begin, int64_t end
         if constexpr (rows <= Dot::kRowsBesideWords) asm("" : "+v"(words[t]));
       }
       multiply_word<Dot, kind, rows>(words, x, x_stride, sum);
-      x += kSteps * Dot::kValueWords;
+      x += kSteps;
     }
     line += kPanelRows;
   } while (line < last);
@@ -178,17 +185,42 @@ struct Totals {
     return memory + i * kPanelRows + t * Dot::kLanes;
   }
 
+  FEWBITS_MEMBER void begin(typename Dot::Sum (&sum)[rows][Dot::kTiles]) const {
+    for (int i = 0; i < rows; ++i) {
+      typename Dot::Sum first;
+      if constexpr (Dot::kIntegers) {
+        // Exact: the offset is a power of two, or the sum one of some small numbers.
+        const Float left = Dot::set1(-Dot::template offset<kind>);
+        first = Dot::from_float(Dot::mul(left, Dot::set1(sums[i * stride])));
+      } else {
+        first = Dot::zero();
+      }
+      for (int t = 0; t < Dot::kTiles; ++t) sum[i][t] = first;
+    }
+  }
+
+  FEWBITS_MEMBER void add(const Span* span, const typename Dot::Sum (&sum)[rows][Dot::kTiles]) {
+    // Once for all: within the loops the question costs registers.
+    if (has_offsets<Dot, kind>() && block.offset) {
+      add<true>(span, sum);
+    } else {
+      add<false>(span, sum);
+    }
+    if constexpr (has_sums<Dot, kind>()) ++sums;
+    if constexpr (scaled) ++scales;
+  }
+
+  template <bool shifted>
   FEWBITS_MEMBER void add(const Span* span, const typename Dot::Sum (&sum)[rows][Dot::kTiles]) {
     const int64_t group = int64_t{span->group - block.begin->group} * kPanelRows + n;
 #pragma GCC unroll 4
     for (int t = 0; t < Dot::kTiles; ++t) {
       const Float scale = Dot::load(block.scale + group + t * Dot::kLanes);
       Float offset;
-      if constexpr (has_sums<Dot, kind>())
-        offset = Dot::load(block.offset + group + t * Dot::kLanes);
+      if constexpr (shifted) offset = Dot::load(block.offset + group + t * Dot::kLanes);
       for (int i = 0; i < rows; ++i) {
         Float partial = Dot::to_float(sum[i][t]);
-        if constexpr (has_sums<Dot, kind>()) {
+        if constexpr (shifted) {
           partial = Dot::fnmadd(offset, Dot::set1(sums[i * stride]), partial);
         }
         if constexpr (scaled) partial = Dot::mul(partial, Dot::set1(scales[i * stride]));
@@ -199,8 +231,6 @@ struct Totals {
         }
       }
     }
-    if constexpr (has_sums<Dot, kind>()) ++sums;
-    if constexpr (scaled) ++scales;
   }
 
   FEWBITS_MEMBER void store() const {
@@ -217,14 +247,12 @@ __attribute__((noinline)) static void multiply(const Block& block, const GemmInp
                                                int n, float* memory) {
   constexpr int kSteps = Dot::template steps<kind>;
   const int64_t first_word = block.begin->word_begin;
-  const uint32_t* x = in.values + m * in.value_stride + first_word * kSteps * Dot::kValueWords;
+  const uint32_t* x = in.values + m * in.value_stride + first_word * kSteps;
   const Ahead ahead = ahead_of<Dot, kind, decoded, rows>(block, m);
   Totals<Dot, kind, scaled, rows> totals(block, in, m, n, memory);
   for (const Span* span = block.begin; span < block.end; ++span) {
     typename Dot::Sum sum[rows][Dot::kTiles];
-    for (int i = 0; i < rows; ++i) {
-      for (int t = 0; t < Dot::kTiles; ++t) sum[i][t] = Dot::zero();
-    }
+    totals.begin(sum);
     multiply_span<Dot, kind, decoded, rows>(block, span->word_begin - first_word,
                                             span->word_end - first_word, x, in.value_stride, n,
                                             ahead, sum);
@@ -284,17 +312,19 @@ static void panel(const GemmPanel& p, const GemmInput& in, int64_t rows, float* 
     const int64_t word = spans[begin].word_begin, words = spans[end - 1].word_end - word;
     const int64_t group = spans[begin].group, groups = spans[end - 1].group + 1 - group;
     Block block{spans + begin, spans + end, begin, p.words + word * kPanelRows, nullptr, scales,
-                offsets,       words,       rows};
+                nullptr,       words,       rows};
     if (p.scale_kind == ScaleKind::f32 && !p.shared) {
       block.scale = static_cast<const float*>(p.scale) + group * kPanelRows;
     } else {
       widen_scales(p.scale_kind, p.scale, p.shared, group, groups, scales);
     }
-    if constexpr (has_sums<Dot, kind>()) {
+    constexpr float kLeft = Dot::kIntegers ? 0 : Dot::template offset<kind>;
+    if (has_offsets<Dot, kind>() && (p.zero || kLeft != 0)) {
       const int8_t* zero = p.zero ? p.zero + group * kPanelRows : nullptr;
       for (int64_t i = 0; i < groups * kPanelRows; ++i) {
-        offsets[i] = Dot::template offset<kind> + (zero ? static_cast<float>(zero[i]) : 0.0f);
+        offsets[i] = kLeft + (zero ? static_cast<float>(zero[i]) : 0.0f);
       }
+      block.offset = offsets;
     }
     const bool small = (words / (end - begin)) * kCodes <= kSmallGroup;
     begin = end;

@@ -7,16 +7,16 @@ namespace fewbits {
 namespace {
 
 struct Vectors256 {
+  static constexpr bool kIntegers = false;
   static constexpr int kLanes = 8;
   static constexpr int kTiles = 2;    // a strip is a cache line wide
   static constexpr int kMaxRows = 4;  // by two tiles: eight of sixteen registers
   static constexpr int kRowsBesideWords = 4;
   static constexpr int kRowsWithTotals = 3;
-  static constexpr int kValueWords = 1;
   template <WeightKind kind>
   static constexpr int decoding_rows = codes_per_word(kind) == 8 ? 4 : kMaxRows;
   template <WeightKind kind>
-  static constexpr int decode_once_rows = 12;
+  static constexpr int decode_once_rows = codes_per_word(kind) == 8 ? 24 : 12;
   template <WeightKind kind>
   static constexpr bool doubled = false;
   using Words = __m256i;
@@ -35,8 +35,8 @@ struct Vectors256 {
 
 // Sums in int32 of integer products; operands are codes as they are stored, offset-binary.
 struct Integers256 : Vectors256 {
+  static constexpr bool kIntegers = true;
   using Operand = __m256i;
-  using Value = __m256i;
   using Sum = __m256i;
 
   static Operand load_operand(const uint32_t* p) { return load_words(p); }
@@ -44,15 +44,49 @@ struct Integers256 : Vectors256 {
     _mm256_store_si256(reinterpret_cast<__m256i*>(p), operand);
   }
   static Operand broadcast(const uint32_t* x) { return _mm256_set1_epi32(static_cast<int>(*x)); }
-  static Sum zero() { return _mm256_setzero_si256(); }
+  static Sum from_float(Float value) { return _mm256_cvtps_epi32(value); }
   static Float to_float(Sum sum) { return _mm256_cvtepi32_ps(sum); }
-  static Sum join(Sum high, Sum low) { return _mm256_add_epi32(_mm256_slli_epi32(high, 8), low); }
   template <WeightKind kind>
-  static constexpr float offset = kind == WeightKind::int4   ? 8
-                                  : kind == WeightKind::int8 ? 128
-                                                             : kFp4Offset;
+  static constexpr int offset = kind == WeightKind::int4   ? 8
+                                : kind == WeightKind::int8 ? 128
+                                                           : kFp4Offset;
+};
+
+// Four codes of eight bits an operand.
+struct Bytes256 : Integers256 {
+  template <WeightKind kind>
+  static constexpr int steps = codes_per_word(kind) / 4;
+  // Of fp4 five, and the end of a group of 16 every other word: as slow as memory, by measurement.
+  template <WeightKind kind>
+  static constexpr int decode_operations = kind == WeightKind::int8   ? 0
+                                           : kind == WeightKind::int4 ? 3
+                                                                      : 6;
   template <WeightKind kind>
   static constexpr bool doubled = kind == WeightKind::fp4;
+  template <WeightKind kind, int step>
+  static Operand decode(Words word) {
+    if constexpr (kind == WeightKind::int8) return word;
+    const __m256i codes =
+        _mm256_and_si256(_mm256_srli_epi32(word, 4 * step), _mm256_set1_epi32(0x0f0f0f0f));
+    if constexpr (kind == WeightKind::int4) return codes;
+    const __m128i values = _mm_load_si128(reinterpret_cast<const __m128i*>(kDoubledFp4));
+    return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(values), codes);
+  }
+};
+
+// Two codes of sixteen bits an operand.
+struct Pairs256 : Integers256 {
+  template <WeightKind kind>
+  static constexpr int steps = codes_per_word(kind) / 2;
+  template <WeightKind kind>
+  static constexpr int decode_operations = 2 * steps<kind>;
+  template <WeightKind kind, int step>
+  static Operand decode(Words word) {
+    constexpr int kBits = 32 / codes_per_word(kind);
+    constexpr int kMask = (1 << kBits) - 1;
+    return _mm256_and_si256(_mm256_srli_epi32(word, kBits * step),
+                            _mm256_set1_epi32(kMask << 16 | kMask));
+  }
 };
 
 }  // namespace

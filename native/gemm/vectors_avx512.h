@@ -9,16 +9,16 @@ namespace {
 constexpr int kAndOr = 0xea;  // truth table of (a & b) | c
 
 struct Vectors512 {
+  static constexpr bool kIntegers = false;
   static constexpr int kLanes = 16;
   static constexpr int kTiles = kPanelRows / kLanes;
   static constexpr int kMaxRows = 6;  // by four tiles: 24 sums
   static constexpr int kRowsBesideWords = 4;
   static constexpr int kRowsWithTotals = 3;
-  static constexpr int kValueWords = 1;
   template <WeightKind kind>
   static constexpr int decoding_rows = codes_per_word(kind) == 8 ? 4 : kMaxRows;
   template <WeightKind kind>
-  static constexpr int decode_once_rows = codes_per_word(kind) == 8 ? 24 : 8;
+  static constexpr int decode_once_rows = codes_per_word(kind) == 8 ? kNever : 10;
   template <WeightKind kind>
   static constexpr bool doubled = false;
   using Words = __m512i;
@@ -35,23 +35,67 @@ struct Vectors512 {
 
 // Sums in int32 of integer products; operands are codes as they are stored, offset-binary.
 struct Integers512 : Vectors512 {
+  static constexpr bool kIntegers = true;
+  template <WeightKind kind>
+  static constexpr int decode_once_rows = kNever;
   using Operand = __m512i;
-  using Value = __m512i;
   using Sum = __m512i;
 
   static Operand load_operand(const uint32_t* p) { return _mm512_load_si512(p); }
   static void store_operand(uint32_t* p, Operand operand) { _mm512_store_si512(p, operand); }
   static Operand broadcast(const uint32_t* x) { return _mm512_set1_epi32(static_cast<int>(*x)); }
-  static Sum zero() { return _mm512_setzero_si512(); }
+  static Sum from_float(Float value) { return _mm512_cvtps_epi32(value); }
   static Float to_float(Sum sum) { return _mm512_cvtepi32_ps(sum); }
-  static Sum join(Sum high, Sum low) { return _mm512_add_epi32(_mm512_slli_epi32(high, 8), low); }
   template <WeightKind kind>
-  static constexpr float offset = kind == WeightKind::int4   ? 8
-                                  : kind == WeightKind::int8 ? 128
-                                                             : kFp4Offset;
+  static constexpr int offset = kind == WeightKind::int4   ? 8
+                                : kind == WeightKind::int8 ? 128
+                                                           : kFp4Offset;
+};
+
+// Four codes of eight bits an operand.
+struct Bytes512 : Integers512 {
+  template <WeightKind kind>
+  static constexpr int steps = codes_per_word(kind) / 4;
+  // Of fp4 five, and the end of a group of 16 every other word: as slow as memory, by measurement.
+  template <WeightKind kind>
+  static constexpr int decode_operations = kind == WeightKind::int8   ? 0
+                                           : kind == WeightKind::int4 ? 3
+                                                                      : 6;
   template <WeightKind kind>
   static constexpr bool doubled = kind == WeightKind::fp4;
+  template <WeightKind kind, int step>
+  static Operand decode(Words word) {
+    if constexpr (kind == WeightKind::int8) return word;
+    const __m512i codes =
+        _mm512_and_si512(_mm512_srli_epi32(word, 4 * step), _mm512_set1_epi32(0x0f0f0f0f));
+    if constexpr (kind == WeightKind::int4) return codes;
+    const __m128i values = _mm_load_si128(reinterpret_cast<const __m128i*>(kDoubledFp4));
+    return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(values), codes);
+  }
 };
+
+// Two codes of sixteen bits an operand.
+struct Pairs512 : Integers512 {
+  template <WeightKind kind>
+  static constexpr int steps = codes_per_word(kind) / 2;
+  template <WeightKind kind>
+  static constexpr int decode_operations = 2 * steps<kind>;
+  template <WeightKind kind, int step>
+  static Operand decode(Words word) {
+    constexpr int kBits = 32 / codes_per_word(kind);
+    constexpr int kMask = (1 << kBits) - 1;
+    return _mm512_and_si512(_mm512_srli_epi32(word, kBits * step),
+                            _mm512_set1_epi32(kMask << 16 | kMask));
+  }
+};
+
+// Where the pairs of an operand lie among sixteen columns of x; `codes`: of a word of the weight.
+template <int codes>
+__m256i pair_order() {
+  return codes == 8   ? _mm256_setr_epi16(0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15)
+         : codes == 4 ? _mm256_setr_epi16(0, 2, 1, 3, 4, 6, 5, 7, 8, 10, 9, 11, 12, 14, 13, 15)
+                      : _mm256_setr_epi16(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+}
 
 }  // namespace
 }  // namespace fewbits

@@ -28,7 +28,7 @@ struct WordByWord {
 
 struct FloatWords : WordByWord {
   template <int stride>
-  static uint32_t word(const float* x, int) {
+  static uint32_t word(const float* x) {
     return to_bits(x[0]);
   }
   static float sum(const uint32_t* words, int64_t count) {
@@ -46,10 +46,9 @@ struct FloatWords : WordByWord {
 // NaN is no integer; the scale of x says that it was there.
 inline int as_integer(float value) { return value == value ? static_cast<int>(value) : 0; }
 
-// For x of eight and of sixteen bits.
 struct Int16Words : WordByWord {
   template <int stride>
-  static uint32_t word(const float* x, int) {
+  static uint32_t word(const float* x) {
     return static_cast<uint16_t>(as_integer(x[0])) | static_cast<uint32_t>(as_integer(x[stride]))
                                                          << 16;
   }
@@ -64,7 +63,7 @@ struct Int16Words : WordByWord {
 
 struct Int8Words : WordByWord {
   template <int stride>
-  static uint32_t word(const float* x, int) {
+  static uint32_t word(const float* x) {
     uint32_t word = 0;
     for (int i = 0; i < 4; ++i) {
       word |= uint32_t{static_cast<uint8_t>(as_integer(x[i * stride]))} << (8 * i);
@@ -84,15 +83,12 @@ struct Int8Words : WordByWord {
 template <class Dot, class Words, WeightKind kind>
 void prepare(const float* x, int64_t K, uint32_t* values) {
   constexpr int kCodes = codes_per_word(kind), kSteps = Dot::template steps<kind>;
-  constexpr int kParts = Dot::kValueWords;
   const auto words = [&values](const float* from) {
-    for (int i = 0; i < kSteps * kParts; ++i) {
-      values[i] = Words::template word<kSteps>(from + i / kParts, i % kParts);
-    }
+    for (int i = 0; i < kSteps; ++i) values[i] = Words::template word<kSteps>(from + i);
   };
   int64_t k = Words::template bulk<kCodes, kSteps>(x, K, values);
-  values += k / kCodes * kSteps * kParts;
-  for (; k + kCodes <= K; k += kCodes, values += kSteps * kParts) {
+  values += k / kCodes * kSteps;
+  for (; k + kCodes <= K; k += kCodes, values += kSteps) {
     words(x + k);
   }
   if (k < K) {
@@ -109,13 +105,13 @@ float span_sum(const uint32_t* values, int64_t begin, int64_t end) {
 
 template <class Dot, class Words, WeightKind kind>
 constexpr GemmKernel make_kernel() {
-  constexpr int kWords = Dot::template steps<kind> * Dot::kValueWords;
+  constexpr int kWords = Dot::template steps<kind>;
   return {panel_of<Dot, kind>,   prepare<Dot, Words, kind>,  span_sum<Words, kWords>, kWords,
           has_sums<Dot, kind>(), Dot::template doubled<kind>};
 }
 
 // The kernels of a tier that multiplies floats, and integers in pairs of sixteen bits.
-template <class Floats, class Integers>
+template <class Floats, class Pairs>
 const GemmKernel* tier_kernel(WeightKind kind, DotKind dot) {
   static constexpr GemmKernel kFloats[kWeightKinds] = {
       make_kernel<Floats, FloatWords, WeightKind::int4>(),
@@ -126,10 +122,25 @@ const GemmKernel* tier_kernel(WeightKind kind, DotKind dot) {
       make_kernel<Floats, FloatWords, WeightKind::f16>(),
       make_kernel<Floats, FloatWords, WeightKind::f32>(),
   };
-  static constexpr GemmKernel kInteger4 = make_kernel<Integers, Int16Words, WeightKind::int4>();
-  static constexpr GemmKernel kInteger8 = make_kernel<Integers, Int16Words, WeightKind::int8>();
+  static constexpr GemmKernel kInteger4 = make_kernel<Pairs, Int16Words, WeightKind::int4>();
+  static constexpr GemmKernel kInteger8 = make_kernel<Pairs, Int16Words, WeightKind::int8>();
   if (dot == DotKind::floats || kind == WeightKind::fp4) return &kFloats[static_cast<int>(kind)];
   return kind == WeightKind::int4 ? &kInteger4 : kind == WeightKind::int8 ? &kInteger8 : nullptr;
+}
+
+// The kernels of a tier whose instructions add up products of integers of eight and sixteen bits.
+template <class Bytes, class ByteWords, class Pairs, class PairWords>
+const GemmKernel* integer_kernel(WeightKind kind, DotKind dot) {
+  static constexpr GemmKernel kBytes4 = make_kernel<Bytes, ByteWords, WeightKind::int4>();
+  static constexpr GemmKernel kBytes8 = make_kernel<Bytes, ByteWords, WeightKind::int8>();
+  static constexpr GemmKernel kBytesFp4 = make_kernel<Bytes, ByteWords, WeightKind::fp4>();
+  static constexpr GemmKernel kPairs4 = make_kernel<Pairs, PairWords, WeightKind::int4>();
+  static constexpr GemmKernel kPairs8 = make_kernel<Pairs, PairWords, WeightKind::int8>();
+  if (dot == DotKind::floats) return nullptr;
+  const bool pairs = dot == DotKind::int16;
+  if (kind == WeightKind::int4) return pairs ? &kPairs4 : &kBytes4;
+  if (kind == WeightKind::int8) return pairs ? &kPairs8 : &kBytes8;
+  return kind == WeightKind::fp4 && !pairs ? &kBytesFp4 : nullptr;
 }
 
 }  // namespace

@@ -23,9 +23,6 @@ constexpr int64_t kPrefetchAhead = 512;
 constexpr int64_t kParts = 32;     // of a thread's work, so that one that is slowed down gets less
 constexpr int64_t kSteps = 25000;  // of a part: 100 us or less
 
-// An integer of 16 bits is multiplied as two of 8 (gemm/wide.h).
-constexpr int kBytes = 2;
-
 struct Loop {
   void (*run)(int64_t steps) = nullptr;
   int macs = 0;  // of an instruction
@@ -38,11 +35,11 @@ Loop loop_of([[maybe_unused]] Dot dot) {
     if (dot == Dot::f32) return {rate_f32_avx512, 16};
     if (dot == Dot::bf16 && tier() >= Tier::avx512_bf16) return {rate_bf16_avx512, 32};
     if (dot == Dot::int8 && cpu.avx512_vnni) return {rate_int8_avx512, 64};
-    if (dot == Dot::int16 && cpu.avx512_vnni) return {rate_int8_avx512, 64 / kBytes};
+    if (dot == Dot::int16 && cpu.avx512_vnni) return {rate_int16_avx512, 32};
   } else if (tier() >= Tier::avx2) {
     if (dot == Dot::f32) return {rate_f32_avx2, 8};
     if (dot == Dot::int8 && cpu.avx_vnni) return {rate_int8_avx_vnni, 32};
-    if (dot == Dot::int16 && cpu.avx_vnni) return {rate_int8_avx_vnni, 32 / kBytes};
+    if (dot == Dot::int16 && cpu.avx_vnni) return {rate_int16_avx_vnni, 16};
   }
 #endif
   return {};

@@ -1,7 +1,7 @@
 // Speed of the products beside the machine's limits, both measured here. Not a test: run it by
 // hand, on an idle machine.
 //
-//   gemm_bench [threads] [N] [K] [scheme]
+//   gemm_bench [threads] [N] [K] [scheme] [M]
 //
 // The limit of a product is the larger of two times: its packed bytes over the reading rate, and
 // its multiply-accumulates over the peak of the dot that its tier uses. "share" is limit /
@@ -119,7 +119,8 @@ std::shared_ptr<Product> random_product(const Scheme& scheme, int64_t N, int64_t
   return product;
 }
 
-void measure(const Scheme& scheme, int64_t N, int64_t K, double read, double peak) {
+void measure(const Scheme& scheme, int64_t N, int64_t K, const std::vector<int64_t>& rows,
+             double read, double peak) {
   // Enough copies that no cache holds what the next call reads.
   std::vector<Gemm> products;
   int64_t bytes = 0;
@@ -129,7 +130,7 @@ void measure(const Scheme& scheme, int64_t N, int64_t K, double read, double pea
     products.push_back(Gemm({product}));
   }
   size_t next = 0;
-  for (const int64_t M : {1, 2, 4, 8, 16, 64, 512}) {
+  for (const int64_t M : rows) {
     std::vector<float> x(M * K);
     for (size_t i = 0; i < x.size(); ++i)
       x[i] = static_cast<float>(static_cast<int>(i * 7919 % 255) - 127) / 64;
@@ -155,6 +156,8 @@ int main(int argc, char** argv) {
   const int64_t N = argc > 2 ? atoll(argv[2]) : 2048;
   const int64_t K = argc > 3 ? atoll(argv[3]) : 8192;
   const std::string only = argc > 4 ? argv[4] : "";
+  std::vector<int64_t> rows = {1, 2, 3, 4, 6, 8, 12, 16, 24, 64, 512};
+  if (argc > 5) rows = {atoll(argv[5])};
   const int threads = thread_count();
   const ReadProbe memory(size_t{256} << 20);
   const double read = best_rate([&] { return memory.rate(); });
@@ -166,6 +169,6 @@ int main(int argc, char** argv) {
   for (const Scheme& scheme : kSchemes) {
     if (std::string(scheme.label).rfind(only, 0) != 0) continue;
     const double own = peak(scheme.dot);
-    measure(scheme, N, K, read, own > 0 ? own : f32);
+    measure(scheme, N, K, rows, read, own > 0 ? own : f32);
   }
 }

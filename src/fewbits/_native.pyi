@@ -115,11 +115,27 @@ class Gemm:
     def run_norm(self, x: int, weight: int, eps: float, offset: float, M: int, y: Sequence[int], add: bool) -> None:
         """`run` of the rows that `rms_norm` makes of x [M, K]; a row at a time, and none is stored."""
 
-    def run_gated(self, gate: int, up: int, M: int, y: Sequence[int], add: bool) -> None:
+    def run_gated(self, gate: int, up: int, limit: float, M: int, y: Sequence[int], add: bool) -> None:
         """`run` of the rows that `silu_mul` makes of gate and up [M, K]; a row at a time, and none is stored."""
 
     @property
     def K(self) -> int: ...
+
+class Experts:
+    """The experts of a layer: of each the products of gate and up, or of both as one, and that of down.
+
+    ValueError where they don't fit together.
+    """
+
+    def __init__(self, experts: Sequence[tuple[Sequence[Product], Product]], limit: float) -> None:
+        """silu(gate) is at most `limit`, and up at most that large, where it isn't 0."""
+
+    def run(self, x: int, chosen: int, weights: int, T: int, k: int, y: int) -> None:
+        """y += the weighted sum of each row's k experts; ValueError where there is no expert of a number.
+
+        Addresses of contiguous x and y float32 [T, H], chosen int32 [T, k], weights float32 [T, k]. The caller answers
+        for them.
+        """
 
 # Attention and elementwise operations. Arguments that are int stand for addresses of contiguous arrays, whose dtype and
 # shape the docstring gives; 0 where there is none. The caller answers for them.
@@ -189,8 +205,31 @@ def attend(
 def rms_norm(x: int, weight: int, y: int, T: int, H: int, eps: float, offset: float) -> None:
     """y = x / sqrt(mean(x^2) + eps) * (weight + offset) for rows [T, H] of float32."""
 
-def silu_mul(gate: int, up: int, y: int, T: int, I: int) -> None:
-    """y = silu(gate) * up, [T, I] of float32."""
+def silu_mul(gate: int, up: int, y: int, T: int, I: int, limit: float = 0.0) -> None:
+    """y = silu(gate) * up, [T, I] of float32; with a limit > 0 the first factor is at most that, and up brought to
+    [-limit, limit].
+    """
+
+def scale_by_sigmoid(x: int, gate: int, T: int, heads: int, width: int) -> None:
+    """x[t, h, :] *= sigmoid(gate[t, h]), in place; x float32 [T, heads, width], gate float32 [T, heads]."""
+
+def route(
+    logits: int,
+    T: int,
+    experts: int,
+    top_k: int,
+    score: str,
+    normalize: bool,
+    epsilon: float,
+    scale: float,
+    bias: int,
+    chosen: int,
+    weights: int,
+) -> None:
+    """Of logits float32 [T, experts] the best, int32 [T, top_k], best first, and their weights, float32 [T, top_k].
+
+    bias float32 [experts] is added for the choice alone.
+    """
 
 def argmax(x: int, R: int, V: int, columns: int) -> None:
     """Into columns int64 [R]: of each row of x float32 [R, V] the first NaN, or else the first of the largest."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -47,25 +47,25 @@ _CODES = ("weight", "weight_packed")
 
 
 class _ModuleArrays(Mapping[str, NDArray[Any]]):
-    """The tensors of one module by suffix, read when asked for; `codes` says how the largest are given."""
+    """The tensors of a row by suffix, read when asked for; `codes` says how the largest are given."""
 
-    def __init__(self, reader: TensorReader, module: str, suffixes: Sequence[str], codes: Codes) -> None:
-        self._reader, self._module, self._suffixes, self._codes = reader, module, suffixes, codes
+    def __init__(self, reader: TensorReader, row: Row, codes: Codes) -> None:
+        self._reader, self._row, self._codes = reader, row, codes
 
     def __getitem__(self, suffix: str) -> NDArray[Any]:
-        if suffix not in self._suffixes:
+        if suffix not in self._row.suffixes:
             raise KeyError(suffix)
-        name = f"{self._module}.{suffix}"
+        source = self._row.source(suffix)
         if suffix not in _CODES or self._codes == "read":
-            return self._reader.read(name)
-        stored = self._reader.stored(name)
+            return self._reader.read(*source)
+        stored = self._reader.stored(*source)
         return stored.mapped() if self._codes == "mapped" else cast(NDArray[Any], stored)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._suffixes)
+        return iter(self._row.suffixes)
 
     def __len__(self) -> int:
-        return len(self._suffixes)
+        return len(self._row.suffixes)
 
 
 @paused()
@@ -85,12 +85,16 @@ def decode(planned: LoadPlan, row: Row, reader: TensorReader, codes: Codes = "re
     """
     assert row.resolved is not None and planned.format is not None
     notices: list[Notice] = []
-    arrays = _ModuleArrays(reader, row.stored, row.resolved.claimed, codes)
+    if row.runs_as != row.spec:
+        codes = "read"  # to be widened
 
     def warn(code: str, text: str) -> None:
-        notices.append(Notice(code, row.stored, text))
+        notices.append(Notice(code, row.module, text))
 
-    return planned.format.decode(row.stored, row.resolved, arrays, warn), notices
+    linear = planned.format.decode(row.module, row.resolved, _ModuleArrays(reader, row, codes), warn)
+    if row.runs_as != row.spec:
+        linear = replace(linear, weight=linear.weight.in_float32())
+    return linear, notices
 
 
 def load(
@@ -130,9 +134,13 @@ def load(
                 params[row.name] = (kernel, kernel.pack(linear, run))
                 notices.extend([] if row.tied else found)
 
+            for name in planned.vectors:
+                params[name] = ops.vector(vector(name, reader))
             for row in rows:
                 if row.kind == "norm":
                     params[row.name] = ops.vector(norm_vector(planned, row, reader))
+                elif row.kernel is None:  # one of `vectors`
+                    continue
                 elif only_reference or row.executed_as != "native":
                     place(row, "read", workers)  # the reference keeps views of whole arrays
                 elif row.kind == "embedding" and not row.spec.weight.quantized:
@@ -187,7 +195,7 @@ def kernel_for(row: Row, linear: QLinear, only_reference: bool, allow_reference:
     if only_reference:
         return next(kernel for kernel in KERNELS if kernel.op == op and kernel.reference)
     planned = row.kernel
-    if planned is not None and linear.spec == row.spec and (allow_reference or not planned.reference):
+    if planned is not None and linear.spec == row.runs_as and (allow_reference or not planned.reference):
         return planned
     choice = choose(op, linear.spec, row.matrix, allow_reference)
     if choice.kernel is None:
@@ -196,7 +204,23 @@ def kernel_for(row: Row, linear: QLinear, only_reference: bool, allow_reference:
 
 
 def stored_bytes(checkpoint: Checkpoint, row: Row) -> int:
-    return sum(checkpoint.tensors[name].nbytes for name in row.tensors)
+    """Of its tensors, or its part of them."""
+    tensors, total = checkpoint.tensors, 0
+    for suffix in row.suffixes:
+        name, part = row.source(suffix)
+        total += tensors[name].nbytes if part is None else tensors[name].part(part).nbytes
+    return total + sum(tensors[name].nbytes for name in row.others)
+
+
+def vector(name: str, reader: TensorReader) -> NDArray[np.float32]:
+    """A tensor of `LoadPlan.vectors`. Raises CheckpointError where it holds what isn't finite in float32."""
+    stored = reader.read(name).reshape(-1)
+    with np.errstate(over="ignore"):
+        values = stored.astype(np.float32)
+    if not np.isfinite(values).all():
+        place = int(np.argmin(np.isfinite(values)))
+        raise CheckpointError("weight-nan", f"holds {float(values[place])} at [{place}]", module=name)
+    return values
 
 
 def norm_vector(planned: LoadPlan, row: Row, reader: TensorReader) -> NDArray[np.float32]:

@@ -20,7 +20,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from fewbits.spec import WHOLE, ActSpec, QuantSpec, WeightSpec
+from fewbits.spec import WHOLE, ActSpec, QuantSpec, WeightSpec, dense
 
 Array = NDArray[Any]
 
@@ -152,6 +152,11 @@ class QWeight:
             if self.zero is not None:
                 numbers = numbers - self.spread((self.zero.astype(np.float64) - half).astype(dtype))
         return numbers.astype(dtype) * self.spread(self.scale)
+
+    def in_float32(self) -> QWeight:
+        """The same numbers, of a weight that isn't quantized and is an array."""
+        codes = self.codes.view(_DENSE_DTYPES.get(self.spec.number, self.codes.dtype))
+        return replace(self, spec=dense("float32"), codes=codes.astype(np.float32))
 
     def rows(self, begin: int, end: int) -> QWeight:
         """Rows [begin, end); `begin` must lie on a block border."""

@@ -143,3 +143,9 @@ _DENSE = {
 def dense(dtype: str) -> WeightSpec:
     """The spec of a weight that isn't quantized. Raises KeyError for a dtype that isn't a float of 16 bits or more."""
     return _DENSE[dtype]
+
+
+def widened(spec: QuantSpec) -> QuantSpec:
+    """What a router runs as: floats of 16 bits as float32, so that nothing is rounded before experts are chosen."""
+    narrow = not spec.weight.quantized and spec.weight.kind == "float" and spec.weight.bits == 16
+    return QuantSpec(dense("float32"), spec.act) if narrow else spec

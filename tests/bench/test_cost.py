@@ -57,6 +57,21 @@ def test_a_window_hides_what_is_before_it(planned: LoadPlan) -> None:
     assert far.nbytes - near.nbytes == 2 * (92 * 2 * 2 * 64 * 2)
 
 
+def test_experts_are_read_if_a_token_goes_to_them() -> None:
+    """The router and two of five experts for one token; for many, nearly all of them once, and two for each token."""
+    planned = fewbits.inspect(Path(__file__).resolve().parents[1] / "fixtures" / "qwen3-moe-stacked-bf16")
+    expert, kv = 3 * 16 * 32, planned.model.cache_layers("bf16")
+    experts = [row for row in planned.rows if row.kind == "expert"]
+    packed = sum(row.execution.packed_bytes for row in experts)
+    without = LoadPlan(model=planned.model, rows=[row for row in planned.rows if row.kind != "expert"])
+    router = next(row for row in planned.rows if row.kind == "router")
+    assert str(router.spec) == "bfloat16" and str(router.runs_as) == "float32"
+    for tokens in (1, 7):
+        cost, rest = (pass_cost(one, kv, [Span(tokens, tokens)], "int8") for one in (planned, without))
+        assert total(cost) - total(rest) == tokens * 2 * expert
+        assert cost.nbytes - rest.nbytes == round(packed * (1 - 0.6**tokens))
+
+
 def test_the_limit_is_the_larger_of_two_times() -> None:
     cost = Cost(1000, {"bf16": 600, "int8": 800})
     assert cost.limit(Rates(10.0, {"bf16": 100.0, "int8": 200.0})) == 100

@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 from cases import Case, good
 from hostile_configs import CONFIGS
+from hostile_experts import EXPERTS
 from hostile_files import FILES
 from hostile_tensors import TENSORS
 from hostile_texts import TEXTS
@@ -33,8 +34,9 @@ MEGABYTES, SECONDS = 400, 5
 # Faults of tensors' data: `verify` names the module and goes on.
 DATA = ("act-order-invalid", "code-range", "logits-not-finite", "scale-invalid", "tensors-disagree", "weight-nan")
 HANGS = 60  # seconds, of which a busy machine gives us few
-HOSTILE = FILES | CONFIGS | TENSORS | TEXTS
-assert len(HOSTILE) == len(FILES) + len(CONFIGS) + len(TENSORS) + len(TEXTS), "two cases of one name"
+PARTS = (FILES, CONFIGS, TENSORS, EXPERTS, TEXTS)
+HOSTILE = {name: case for part in PARTS for name, case in part.items()}
+assert len(HOSTILE) == sum(map(len, PARTS)), "two cases of one name"
 
 
 @pytest.fixture(scope="session")

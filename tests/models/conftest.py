@@ -19,7 +19,8 @@ from fewbits.kernels import KERNELS, Kernel
 from fewbits.kernels.cpu.ops import CpuOps
 from fewbits.kernels.reference.ops import ReferenceOps
 from fewbits.models import family_for
-from fewbits.models.decoder import Decoder, Need
+from fewbits.models.decoder import Decoder
+from fewbits.models.needs import Need
 from fewbits.qweight import QLinear, QWeight
 from fewbits.spec import dense
 
@@ -76,7 +77,8 @@ def open_model(backend: str) -> Callable[[str], Model]:
         tensors: dict[str, np.ndarray] = {}
         for path in folder.glob("model*.safetensors"):
             tensors |= load_file(path)
-        params = {need.name: param(need, tensors, backend, ops) for need in description.modules()}
+        stored = {name.removesuffix(".weight") for name in tensors}
+        params = {need.name: param(need, tensors, backend, ops) for need in description.modules(stored)}
         expected = load_file(folder / "expected.safetensors")
         return Model(Decoder(description, params, ops), expected["input_ids"], expected["logits"])
 

@@ -15,6 +15,9 @@ FOLDERS = {
     "mistral-window8-f32": "mistral",
     "qwen2-f32": "qwen2",
     "qwen3-f32": "qwen3",
+    "mixtral-f32": "mixtral",
+    "qwen2-moe-f32": "qwen2_moe",
+    "qwen3-moe-f32": "qwen3_moe",
 }
 
 

@@ -10,7 +10,9 @@ from safetensors import safe_open
 
 from fewbits.checkpoint.config import HARMLESS, Config
 from fewbits.errors import CheckpointError, PlanError
+from fewbits.kernels.ops import Routing
 from fewbits.models import FAMILIES, family_for
+from fewbits.models.feed_forward import MoeConfig
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
 
@@ -26,6 +28,9 @@ BASE = {
     "hidden_act": "silu",
 }
 
+MOE = {"moe_intermediate_size": 32, "num_experts": 8, "num_experts_per_tok": 2}
+SHARED = {"shared_expert_intermediate_size": 48}
+
 
 def configure(name, **keys):
     config = Config({**BASE, **keys}, "config.json")
@@ -36,14 +41,25 @@ def windows(decoder):
     return [layer.attention.window for layer in decoder.layers]
 
 
-@pytest.mark.parametrize("folder", ["llama-tied-f32", "mistral-window8-f32", "qwen2-f32", "qwen3-f32"])
+@pytest.mark.parametrize(
+    "folder",
+    [
+        "llama-tied-f32",
+        "mistral-window8-f32",
+        "mixtral-f32",
+        "qwen2-f32",
+        "qwen2-moe-f32",
+        "qwen3-f32",
+        "qwen3-moe-f32",
+    ],
+)
 def test_the_modules_are_the_tensors_of_the_file(folder):
     config = Config(json.loads((FIXTURES / folder / "config.json").read_text()), "config.json")
     decoder = family_for(config).configure(config)
     with safe_open(FIXTURES / folder / "model.safetensors", "numpy") as file:
         stored = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
     expected = {}
-    for need in decoder.modules():
+    for need in decoder.modules({name.removesuffix(".weight") for name in stored}):
         if need.tied_to is None or f"{need.name}.weight" in stored:
             expected[f"{need.name}.weight"] = need.shape
         if need.bias == "yes":
@@ -108,6 +124,9 @@ FULL, SLIDING = "full_attention", "sliding_attention"
         ("qwen2", {"sliding_window": 8, "use_sliding_window": False, "max_window_layers": 2}, [0, 0, 0, 0]),
         ("qwen2", {"sliding_window": 8, "use_sliding_window": True, "max_window_layers": 2}, [0, 0, 8, 8]),
         ("qwen3", {"sliding_window": 8, "use_sliding_window": True, "max_window_layers": 3}, [0, 0, 0, 8]),
+        ("qwen3_moe", {**MOE, "sliding_window": 8, "use_sliding_window": True}, [8, 8, 8, 8]),
+        ("qwen3_moe", {**MOE, "sliding_window": 8, "use_sliding_window": False}, [0, 0, 0, 0]),
+        ("mixtral", {"num_local_experts": 8, "num_experts_per_tok": 2, "sliding_window": 8}, [8, 8, 8, 8]),
         ("qwen3", {"sliding_window": 8, "layer_types": [SLIDING, FULL, FULL, SLIDING, SLIDING]}, [8, 0, 0, 8]),
     ],
 )
@@ -126,9 +145,71 @@ def test_layers_of_a_type_have_their_own_rotation():
     assert first.inv_freq[1] == 1e6 ** (-1 / 8)
 
 
+def sparse(decoder):
+    return [isinstance(layer.feed_forward, MoeConfig) for layer in decoder.layers]
+
+
+@pytest.mark.parametrize(
+    "family, keys, expected",
+    [
+        ("qwen3_moe", MOE, [True] * 4),
+        ("qwen3_moe", {**MOE, "mlp_only_layers": [0, 3]}, [False, True, True, False]),
+        ("qwen3_moe", {**MOE, "decoder_sparse_step": 2}, [False, True, False, True]),
+        ("qwen2_moe", {**MOE, **SHARED, "decoder_sparse_step": 3, "mlp_only_layers": []}, [False, False, True, False]),
+        ("mixtral", {"num_local_experts": 8, "num_experts_per_tok": 2}, [True] * 4),
+    ],
+)
+def test_layers_of_experts(family, keys, expected):
+    assert sparse(configure(family, **keys)) == expected
+
+
+def test_how_experts_are_chosen():
+    def routing(family, **keys):
+        return configure(family, **keys).layers[0].feed_forward.routing
+
+    assert routing("qwen3_moe", **MOE) == Routing(2, "softmax", normalize=False)
+    assert routing("qwen3_moe", **MOE, norm_topk_prob=True) == Routing(2, "softmax", normalize=True)
+    assert routing("mixtral", num_local_experts=8, num_experts_per_tok=3) == Routing(3, "softmax", normalize=True)
+
+
+EXPERT_NAMES = [
+    ("{}.experts.2.gate_proj", "{}.experts.2.up_proj", "{}.experts.2.down_proj"),
+    ("{}.experts.2.w1", "{}.experts.2.w3", "{}.experts.2.w2"),
+    ("{}.experts[2].gate_proj", "{}.experts[2].up_proj", "{}.experts[2].down_proj"),
+    ("{}[2].gate_proj", "{}[2].up_proj", "{}[2].down_proj"),
+    ("{}.experts[2].gate_up_proj", "{}.experts[2].down_proj"),
+    ("{}.experts.2.gate_up_proj", "{}.experts.2.down_proj"),
+]
+
+
+@pytest.mark.parametrize("names", EXPERT_NAMES)
+@pytest.mark.parametrize(
+    ("family", "keys", "block", "width"),
+    [
+        ("qwen3_moe", MOE, "mlp", 32),
+        ("mixtral", {"num_local_experts": 8, "num_experts_per_tok": 2}, "block_sparse_moe", 96),
+        ("mixtral", {"num_local_experts": 8, "num_experts_per_tok": 2}, "mlp", 96),
+    ],
+)
+def test_experts_by_the_names_that_are_stored(family, keys, block, width, names):
+    """Layer by layer: the second has others."""
+    decoder = configure(family, **keys)
+    stored = {f"model.layers.1.{name.format(block).replace('2', '0', 1)}" for name in names}
+    shapes = {need.name: need.shape for need in decoder.modules(stored) if need.kind in ("expert", "router")}
+    *inputs, down = (f"model.layers.1.{name.format(block)}" for name in names)
+    assert [shapes[name] for name in inputs] == [(width * 2 // len(inputs), 64)] * len(inputs)
+    assert shapes[down] == (64, width) and shapes[f"model.layers.1.{block}.gate"] == (8, 64)
+    assert len(shapes) == 3 * (8 * 3 + 1) + 8 * len(names) + 1
+
+
 @pytest.mark.parametrize(
     "family, keys, code, text",
     [
+        ("qwen3_moe", {**MOE, "num_experts_per_tok": 9}, "config-unsupported", "asks for 9 of 8 experts"),
+        ("qwen3_moe", {**MOE, "num_experts": 0}, "config-unsupported", "between 1 and"),
+        ("qwen3_moe", {**MOE, "num_experts": 10**6}, "config-unsupported", "between 1 and"),
+        ("qwen3_moe", {**MOE, "hidden_act": "gelu"}, "config-unsupported", "hidden_act"),
+        ("qwen2_moe", {**MOE, **SHARED, "use_sliding_window": True}, "config-unsupported", "use_sliding_window"),
         ("llama", {"hidden_act": "gelu"}, "config-unsupported", "hidden_act"),
         ("llama", {"num_key_value_heads": 3}, "config-unsupported", "isn't a multiple of 3"),
         ("llama", {"num_attention_heads": 6}, "config-unsupported", "isn't a multiple of 6 heads"),
@@ -171,7 +252,8 @@ def test_sliding_layers_need_a_window():
         ({"model_type": "qwen3"}, "qwen3"),
         ({"architectures": ["Mistral3ForConditionalGeneration"], "model_type": "mistral"}, "mistral"),
         ({"architectures": ["LlamaForCausalLMEagle3"], "model_type": "llama"}, None),
-        ({"architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe"}, None),
+        ({"architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe"}, "qwen3_moe"),
+        ({"architectures": ["DeepseekV3ForCausalLM"], "model_type": "deepseek_v3"}, None),
         ({}, None),
     ],
 )

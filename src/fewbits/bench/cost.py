@@ -2,12 +2,13 @@
 
 The limit is the larger of two times: bytes that must be read (packed weights once, each sequence's cache once) over
 the reading rate, and multiply-accumulates over the peak of the dot that computes them. Activations, norms, rotations,
-the softmax and the embedding's rows cost nothing here.
+the softmax and the embedding's rows cost nothing here. Experts are read if a token of the pass goes to them: as many as
+that would be if each token chose at random.
 """
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -52,11 +53,22 @@ def pass_cost(planned: LoadPlan, layers: Sequence[CacheLayer], sequences: Sequen
     tokens = sum(sequence.new for sequence in sequences)
     macs: Counter[Dot] = Counter()
     nbytes = 0
+    expected: defaultdict[Dot, float] = defaultdict(float)
+    expected_bytes = 0.0
     for row in planned.rows:
-        if row.kernel is None or not row.runs or row.kind not in ("linear", "head"):
+        if row.kernel is None or not row.runs or row.kind not in ("linear", "head", "router", "expert"):
             continue
-        nbytes += row.kernel.nbytes(row.spec, row.matrix)
-        macs[_dot(row)] += row.matrix[0] * row.matrix[1] * (len(sequences) if row.kind == "head" else tokens)
+        whole, taken = row.execution.packed_bytes, row.matrix[0] * row.matrix[1]
+        if row.kind == "expert":
+            share = planned.model.share_of_tokens(row.name)
+            expected_bytes += whole * (1 - (1 - share) ** tokens)
+            expected[_dot(row)] += taken * tokens * share
+            continue
+        nbytes += whole
+        macs[_dot(row)] += taken * (len(sequences) if row.kind == "head" else tokens)
+    nbytes += round(expected_bytes)
+    for dot, count in expected.items():
+        macs[dot] += round(count)
     for config, layer in zip(planned.model.layers, layers, strict=True):
         for sequence in sequences:
             nbytes += layer.token_bytes * _seen_by_pass(sequence, layer.window)
@@ -66,7 +78,7 @@ def pass_cost(planned: LoadPlan, layers: Sequence[CacheLayer], sequences: Sequen
 
 def _dot(row: Row) -> Dot:
     assert row.kernel is not None
-    return row.kernel.arithmetic(row.spec, row.matrix).dot
+    return row.kernel.arithmetic(row.runs_as, row.matrix).dot
 
 
 def _seen_by_pass(sequence: Span, window: int) -> int:

@@ -16,19 +16,31 @@ from fewbits.bench.passes import Case, Passes
 from fewbits.engine.llm import LLM
 from fewbits.kernels import Kernel
 from fewbits.kernels.batch import LayerCache
-from fewbits.kernels.ops import Array, Attention, AttentionSpec, Ops
+from fewbits.kernels.ops import (
+    Activation,
+    Array,
+    Attention,
+    AttentionSpec,
+    Chosen,
+    Expert,
+    Experts,
+    Ops,
+    Routing,
+)
 from fewbits.models.decoder import Decoder, Output
 
 # In the order of the table. Projections that share x are one call, named by all of them; a norm and the gated
 # activation are computed in the call that takes their rows in.
 OPERATIONS = {
     "embedding": ("embed_tokens",),
-    "norm, qkv": ("q_proj", "k_proj", "v_proj"),
+    "norm, qkv": ("q_proj", "k_proj", "v_proj", "g_proj"),
     "rope, append": (),
     "attend": (),
     "o": ("o_proj",),
     "norm, gate, up": ("gate_proj", "up_proj"),
     "activation, down": ("down_proj",),
+    "router": (),
+    "experts": (),
     "norm, head": ("lm_head",),
     "rest of forward": (),
     "batch, sampling": (),
@@ -74,9 +86,16 @@ class _TimedOps:
         self._ops, self._clock = ops, clock
         self.name, self.vector, self.begin, self.take, self.copy = ops.name, ops.vector, ops.begin, ops.take, ops.copy
         self.norm, self.gate, self.argmax = ops.norm, ops.gate, ops.argmax
+        self.scale_by_sigmoid, self.add, self.computed = ops.scale_by_sigmoid, ops.add, ops.computed
 
     def attention(self, spec: AttentionSpec) -> Attention:
         return _TimedAttention(self._ops.attention(spec), self._clock)
+
+    def route(self, routing: Routing, bias: Array | None) -> Callable[[Array], Chosen]:
+        return self._clock.timed("router", self._ops.route(routing, bias))
+
+    def experts(self, experts: Sequence[Expert], activation: Activation) -> Experts:
+        return self._clock.timed("experts", self._ops.experts(experts, activation))
 
 
 class _TimedModel:
@@ -86,10 +105,11 @@ class _TimedModel:
         self.clock = clock = _Clock()
         loaded = llm._loaded
         kernels: dict[tuple[str, str], Kernel] = {}
+        kinds = {row.name: row.kind for row in loaded.plan.rows}
 
         def timed(module: str, param: Any) -> Any:
-            name = _operation(module)
-            if name is None:  # a norm's vector
+            name = _operation(module, kinds.get(module))
+            if name is None:  # a vector, or an expert's: those are timed together
                 return param
             kernel, packed = param
             bind: Callable[[Sequence[Any]], Any] = kernel.bind
@@ -103,7 +123,10 @@ class _TimedModel:
         self.forward: Callable[..., Output] = clock.timed(_FORWARD, decoder.forward)
 
 
-def _operation(module: str) -> str | None:
+def _operation(module: str, kind: str | None) -> str | None:
+    """Where a module's products are counted."""
+    if kind in ("router", "expert"):
+        return "router" if kind == "router" else None
     last = module.rpartition(".")[2]
     return next((name for name, modules in OPERATIONS.items() if last in modules), None)
 
@@ -113,6 +136,7 @@ def profile(llm: LLM, case: Case, repeats: int) -> list[Operation]:
     model = _TimedModel(llm)
     passes = Passes(llm, case, model)
     seconds = model.clock.seconds
+    passes.seconds()  # the cache grows to its size
     seconds.clear()
     passes.steps.clear()
     for _ in range(repeats):
@@ -121,4 +145,4 @@ def profile(llm: LLM, case: Case, repeats: int) -> list[Operation]:
     whole, count = sum(passes.steps), len(passes.steps)
     seconds["rest of forward"] = forward - sum(seconds.values())
     seconds["batch, sampling"] = whole - forward
-    return [Operation(name, seconds[name] / count, seconds[name] / whole) for name in OPERATIONS]
+    return [Operation(name, seconds[name] / count, seconds[name] / whole) for name in OPERATIONS if name in seconds]

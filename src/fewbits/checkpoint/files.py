@@ -66,6 +66,11 @@ class TensorInfo(NamedTuple):
     begin: int
     nbytes: int
 
+    def part(self, index: int) -> TensorInfo:
+        """What lies at `index` of its first axis, a tensor of one dimension less."""
+        nbytes = self.nbytes // self.shape[0]
+        return TensorInfo(self.dtype, self.shape[1:], self.file, self.begin + index * nbytes, nbytes)
+
 
 @contextmanager
 def _explained(path: Path) -> Iterator[None]:
@@ -254,20 +259,24 @@ class TensorReader:
         self._used += -(-nbytes // 64) * 64
         return memory
 
-    def read(self, name: str) -> NDArray[Any]:
-        """The tensor in its stored dtype and shape (sub-byte types: raw bytes, one-dimensional)."""
-        info = self._tensors[name]
+    def read(self, name: str, part: int | None = None) -> NDArray[Any]:
+        """The tensor in its stored dtype and shape (sub-byte types: raw bytes, one-dimensional); `part`: what lies
+        there along its first axis, and nothing else is read.
+        """
+        info = self._info(name, part)
         memory = self._memory(info.nbytes)
-        self._open(name).read_into(memory, 0)
+        self._open(name, info).read_into(memory, 0)
         bits, dtype = DTYPES[info.dtype]
         return memory if bits < 8 else memory.view(dtype).reshape(info.shape)
 
-    def stored(self, name: str) -> StoredTensor:
-        """The tensor (of bytes at least), to be read a block of rows at a time while this reader is open."""
-        return self._open(name)
+    def stored(self, name: str, part: int | None = None) -> StoredTensor:
+        """The tensor (of bytes at least) or a part, to be read a block of rows at a time while this reader is open."""
+        return self._open(name, self._info(name, part))
 
-    def _open(self, name: str) -> StoredTensor:
-        info = self._tensors[name]
+    def _info(self, name: str, part: int | None) -> TensorInfo:
+        return self._tensors[name] if part is None else self._tensors[name].part(part)
+
+    def _open(self, name: str, info: TensorInfo) -> StoredTensor:
         path = self._paths[info.file]
         with self._opening, _explained(path):
             if info.file not in self._descriptors:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, Literal, Protocol
 
 from fewbits.kernels.arithmetic import Arithmetic
@@ -99,3 +100,23 @@ def choose(op: Op, spec: QuantSpec, shape: tuple[int, int], allow_reference: boo
             return Choice(kernel, tuple(declined))
         declined.append((kernel.name, reason))
     return Choice(None, tuple(declined))
+
+
+Param = tuple[Kernel, Any]  # a kernel and a weight that it packed
+
+
+def bind(params: Sequence[Param]) -> LinearRunner:
+    """One runner for weights that share x; neighbours of the same kernel are one call of it."""
+    runs = [
+        kernel.bind([packed for _, packed in group]) for kernel, group in groupby(params, key=lambda param: param[0])
+    ]
+    if len(runs) == 1:
+        only: LinearRunner = runs[0]
+        return only
+
+    def chain(x: Any, add_to: Any = None) -> tuple[Any, ...]:
+        if add_to is not None:
+            raise ValueError("only a single weight can be added to a residual")
+        return tuple(y for run in runs for y in run(x))
+
+    return chain

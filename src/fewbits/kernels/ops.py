@@ -9,15 +9,67 @@ Every row of every result has the same bits whatever other rows are in the batch
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
+from fewbits.kernels import Param
 from fewbits.kernels.batch import Batch, LayerCache
 from fewbits.kernels.rope import Rope
 
 Array = Any  # an activation or a weight vector: whatever the back end's arrays are
-Activation = Literal["silu"]
+
+
+@dataclass(frozen=True, slots=True)
+class Activation:
+    """How gate and up become one: silu(gate) x up. A `limit` other than 0 bounds silu(gate) from above and up on both
+    sides, before they are multiplied.
+    """
+
+    name: Literal["silu"] = "silu"
+    limit: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Routing:
+    """How a token's experts follow from its logits.
+
+    The `top_k` best scores (softmax or sigmoid of the logits) are chosen, of equals the lower number; where there is a
+    bias, it is added for the choice alone. A weight is its score, divided by `epsilon` plus the sum of those chosen
+    where `normalize`, times `scale`.
+    """
+
+    top_k: int
+    score: Literal["softmax", "sigmoid"] = "softmax"
+    normalize: bool = True
+    epsilon: float = 0.0
+    scale: float = 1.0
+
+
+class Chosen(NamedTuple):
+    """Numbers of experts int32 [T, top_k], best first, and their weights float32 [T, top_k]."""
+
+    experts: Any
+    weights: Any
+
+
+class Expert(NamedTuple):
+    """The packed weights of one expert, each with its own spec and scales: gate and up, or one that has gate's rows and
+    behind them up's; and down.
+    """
+
+    inputs: tuple[Param, ...]
+    down: Param
+
+
+class Experts(Protocol):
+    """Experts, bound."""
+
+    def __call__(self, x: Array, chosen: Chosen, add_to: Array) -> None:
+        """add_to += the sum over a row's chosen experts of weight x down(activation(gate(x), up(x))), in place.
+
+        The sum is float32 and in the order of the experts' numbers; `add_to` may not be what x is computed from.
+        """
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -71,6 +123,20 @@ class Ops(Protocol):
         """Bound gated activation: (gate, up) → activation(gate) x up; a product's input, as `norm`'s result."""
 
     def attention(self, spec: AttentionSpec) -> Attention: ...
+
+    def route(self, routing: Routing, bias: Array | None) -> Callable[[Array], Chosen]:
+        """Bound routing: logits [T, experts] → who computes which token. `bias` is a vector [experts]."""
+
+    def experts(self, experts: Sequence[Expert], activation: Activation) -> Experts: ...
+
+    def scale_by_sigmoid(self, x: Array, gates: Array) -> None:
+        """Multiply, in place, each of the `heads` equal parts of a row of x by the sigmoid of its gate [T, heads]."""
+
+    def add(self, x: Array, to: Array) -> None:
+        """to += x, in place."""
+
+    def computed(self, x: Array) -> Array:
+        """`norm`'s or `gate`'s result as an array, for those who take it in more than once."""
 
     def begin(self, batch: Batch) -> Any:
         """The step: what one forward pass derives from its batch once, for all layers."""

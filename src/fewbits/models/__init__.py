@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from fewbits.checkpoint.config import Config
-from fewbits.models import llama, mistral, qwen2, qwen3
+from fewbits.models import llama, mistral, mixtral, qwen2, qwen2_moe, qwen3, qwen3_moe, step3p5
 from fewbits.models.decoder import DecoderConfig
 
 
@@ -25,6 +25,10 @@ FAMILIES = (
     Family("mistral", ("MistralForCausalLM",), ("mistral",), mistral.configure),
     Family("qwen2", ("Qwen2ForCausalLM",), ("qwen2",), qwen2.configure),
     Family("qwen3", ("Qwen3ForCausalLM",), ("qwen3",), qwen3.configure),
+    Family("qwen2_moe", ("Qwen2MoeForCausalLM",), ("qwen2_moe",), qwen2_moe.configure),
+    Family("qwen3_moe", ("Qwen3MoeForCausalLM",), ("qwen3_moe",), qwen3_moe.configure),
+    Family("mixtral", ("MixtralForCausalLM",), ("mixtral",), mixtral.configure),
+    Family("step3p5", ("Step3p5ForCausalLM",), ("step3p5",), step3p5.configure),
 )
 
 

@@ -1,7 +1,7 @@
 """The one decoder, and the description of it that each family fills in.
 
     x = embedding(token_ids)
-    per layer:  x += attention(norm(x));  x += mlp(norm(x))
+    per layer:  x += attention(norm(x));  x += feed_forward(norm(x))
     logits = head(norm(x[logit_rows]))
 
 Layers are a list, so whatever differs between layers (heads, windows, rotations) needs no code of its own.
@@ -10,39 +10,26 @@ Layers are a list, so whatever differs between layers (heads, windows, rotations
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from fewbits.kernels.batch import Batch, Cache, CacheDtype, CacheLayer, LayerCache
-from fewbits.kernels.ops import Activation, AttentionSpec, Ops
+from fewbits.kernels.ops import AttentionSpec, Ops
 from fewbits.kernels.rope import Rope
+from fewbits.models.feed_forward import FeedForward, MoeConfig
+from fewbits.models.needs import Bias, Need
 from fewbits.nn.attention import Attention
 from fewbits.nn.embedding import Embedding, Head
-from fewbits.nn.mlp import Mlp
 
-Bias = Literal["yes", "no", "optional"]
-
-
-@dataclass(frozen=True, slots=True)
-class Need:
-    """A module that the model asks of the checkpoint, by its stored name.
-
-    `shape` is [N, K], or (H,) for a norm. `bias` says whether the module has one. A module that is absent is
-    filled from `tied_to` where that is set; only an `optional` one may be missing altogether.
-    """
-
-    name: str
-    kind: Literal["embedding", "norm", "linear", "head"]
-    shape: tuple[int, ...]
-    optional: bool = False
-    bias: Bias = "no"
-    tied_to: str | None = None
+_LAYERS = "model.layers."
 
 
 @dataclass(frozen=True, slots=True)
 class AttentionConfig:
-    """`window` 0 sees everything. `qk_norm`: RMS norms of each query and key head before the rotation."""
+    """`window` 0 sees everything. `qk_norm`: RMS norms of each query and key head before the rotation. `head_gate`: a
+    module g_proj [heads, H], whose sigmoids multiply what the heads give.
+    """
 
     heads: int
     kv_heads: int
@@ -52,6 +39,7 @@ class AttentionConfig:
     qkv_bias: Bias = "no"
     output_bias: Bias = "no"
     qk_norm: bool = False
+    head_gate: bool = False
 
     @property
     def scale(self) -> float:
@@ -59,21 +47,15 @@ class AttentionConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class MlpConfig:
-    width: int
-    activation: Activation = "silu"
-    bias: Bias = "no"
-
-
-@dataclass(frozen=True, slots=True)
 class LayerConfig:
     attention: AttentionConfig
-    mlp: MlpConfig
+    feed_forward: FeedForward
 
 
 @dataclass(frozen=True, slots=True)
 class DecoderConfig:
-    """`max_positions` is the context that the checkpoint states, None where it states none.
+    """`max_positions` is the context that the checkpoint states, None where it states none. `mtp_layers` follow the
+    last layer in the file: they predict tokens further ahead, and aren't part of the model.
 
     Where the file has no head the embedding is the head, also against `tied`, which the plan then warns of.
     """
@@ -85,33 +67,47 @@ class DecoderConfig:
     norm_eps: float
     norm_offset: float = 0.0
     max_positions: int | None = None
+    mtp_layers: int = 0
 
-    def modules(self) -> list[Need]:
-        """Every module of the checkpoint's names, in the order of the forward pass."""
+    def modules(self, stored: Container[str] = ()) -> list[Need]:
+        """Every module, in the order of the forward pass, by the checkpoint's names: where families have several, those
+        that are among the `stored`.
+        """
         embedding = "model.embed_tokens"
         table = (self.vocab, self.hidden)
         needs = [Need(embedding, "embedding", table)]
         for index, layer in enumerate(self.layers):
-            needs += self._layer(f"model.layers.{index}", layer)
+            needs += self._layer(f"model.layers.{index}", layer, stored)
         needs.append(Need("model.norm", "norm", (self.hidden,)))
         needs.append(Need("lm_head", "head", table, tied_to=embedding))
         return needs
 
-    def _layer(self, name: str, layer: LayerConfig) -> Iterator[Need]:
-        attention, mlp, H = layer.attention, layer.mlp, self.hidden
+    def _layer(self, name: str, layer: LayerConfig, stored: Container[str]) -> Iterator[Need]:
+        attention, H = layer.attention, self.hidden
         queries, keys = attention.heads * attention.head_dim, attention.kv_heads * attention.head_dim
         yield Need(f"{name}.input_layernorm", "norm", (H,))
         yield Need(f"{name}.self_attn.q_proj", "linear", (queries, H), bias=attention.qkv_bias)
         yield Need(f"{name}.self_attn.k_proj", "linear", (keys, H), bias=attention.qkv_bias)
         yield Need(f"{name}.self_attn.v_proj", "linear", (keys, H), bias=attention.qkv_bias)
+        if attention.head_gate:
+            yield Need(f"{name}.self_attn.g_proj", "linear", (attention.heads, H))
         if attention.qk_norm:
             yield Need(f"{name}.self_attn.q_norm", "norm", (attention.head_dim,))
             yield Need(f"{name}.self_attn.k_norm", "norm", (attention.head_dim,))
         yield Need(f"{name}.self_attn.o_proj", "linear", (H, queries), bias=attention.output_bias)
         yield Need(f"{name}.post_attention_layernorm", "norm", (H,))
-        yield Need(f"{name}.mlp.gate_proj", "linear", (mlp.width, H), bias=mlp.bias)
-        yield Need(f"{name}.mlp.up_proj", "linear", (mlp.width, H), bias=mlp.bias)
-        yield Need(f"{name}.mlp.down_proj", "linear", (H, mlp.width), bias=mlp.bias)
+        yield from layer.feed_forward.modules(name, H, stored)
+
+    def why_not(self, name: str) -> str:
+        """Why a stored module isn't run, "" where there is nothing to say but that the model doesn't have it."""
+        if self.mtp_layers and len(self.layers) <= _layer_of(name) < len(self.layers) + self.mtp_layers:
+            return "multi-token prediction (MTP), which drafts tokens further ahead; fewbits doesn't draft with it yet"
+        return ""
+
+    def share_of_tokens(self, expert: str) -> float:
+        """Which share of all tokens a module of an expert gets, if its router prefers none."""
+        block = self.layers[_layer_of(expert)].feed_forward
+        return block.routing.top_k / block.experts if isinstance(block, MoeConfig) else 1.0
 
     def cache_layers(
         self,
@@ -134,6 +130,12 @@ class DecoderConfig:
         return tuple(layers)
 
 
+def _layer_of(name: str) -> int:
+    """The layer that a module belongs to, -1 where it is none's."""
+    number = name[len(_LAYERS) :].partition(".")[0] if name.startswith(_LAYERS) else ""
+    return int(number) if number.isdecimal() and len(number) < 5 else -1
+
+
 def _per_head(scale: Sequence[float], heads: int) -> tuple[float, ...]:
     values = tuple(float(value) for value in scale)
     if len(values) not in (1, heads):
@@ -152,10 +154,10 @@ class Output:
 class _Layer:
     """Attention and feed-forward, each behind its norm; x is changed in place."""
 
-    __slots__ = ("_attention", "_input_norm", "_mlp", "_post_norm")
+    __slots__ = ("_attention", "_feed_forward", "_input_norm", "_post_norm")
 
     def __init__(self, config: DecoderConfig, index: int, params: Mapping[str, Any], ops: Ops) -> None:
-        attention, mlp = config.layers[index].attention, config.layers[index].mlp
+        attention = config.layers[index].attention
         name = f"model.layers.{index}"
 
         def norm(module: str) -> Any:
@@ -174,22 +176,22 @@ class _Layer:
             config.norm_offset,
         )
         q, k, v, output = (params[f"{name}.self_attn.{part}_proj"] for part in "qkvo")
-        gate, up, down = (params[f"{name}.mlp.{part}_proj"] for part in ("gate", "up", "down"))
+        gate = params[f"{name}.self_attn.g_proj"] if attention.head_gate else None
         self._input_norm = norm("input_layernorm")
-        self._attention = Attention(spec, q, k, v, output, ops)
+        self._attention = Attention(spec, q, k, v, output, gate, ops)
         self._post_norm = norm("post_attention_layernorm")
-        self._mlp = Mlp(mlp.activation, gate, up, down, ops)
+        self._feed_forward = config.layers[index].feed_forward.make(name, params, ops)
 
     def __call__(self, x: Any, step: Any, cache: LayerCache) -> None:
         self._attention(self._input_norm(x), x, step, cache)
-        self._mlp(self._post_norm(x), x)
+        self._feed_forward.add_to(self._post_norm(x), x)
 
 
 class Decoder:
     """A model, ready to run.
 
-    `params` has an entry for every module of `config.modules()`: (kernel, packed weight) for linear layers,
-    the embedding and the head (a tied head is packed separately), a vector of `ops.vector` for norms.
+    `params` has an entry for every module of `config.modules(params)`: (kernel, packed weight) for linear layers,
+    the embedding and the head (a tied head is packed separately), a vector of `ops.vector` for norms and the like.
     """
 
     def __init__(self, config: DecoderConfig, params: Mapping[str, Any], ops: Ops) -> None:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from fewbits.checkpoint.config import Config
-from fewbits.models.configure import dense_decoder, flag, layer_types
+from fewbits.models.configure import decoder, dense, flag, layer_types
 from fewbits.models.decoder import DecoderConfig
 
 
 def configure(config: Config) -> DecoderConfig:
-    output_bias = flag(config, "attention_bias")
-    return dense_decoder(
+    types = layer_types(config, slides=lambda index: False)
+    return decoder(
         config,
-        layer_types(config, slides=lambda index: False),
+        types,
+        [dense(config, flag(config, "mlp_bias"))] * len(types),
         qkv_bias=flag(config, "attention_bias", "qkv_bias"),
-        output_bias=output_bias,
-        mlp_bias=flag(config, "mlp_bias"),
+        output_bias=flag(config, "attention_bias"),
     )

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 from fewbits.checkpoint.config import Config
-from fewbits.models.configure import dense_decoder, layer_types, unsupported
+from fewbits.models.configure import decoder, dense, layer_types, unsupported
 from fewbits.models.decoder import DecoderConfig
+
+
+def window_types(config: Config) -> list[str]:
+    """Every layer slides where `sliding_window` is set; Mixtral shares the rule."""
+    slides = "sliding_window" in config
+    return layer_types(config, slides=lambda index: slides)
 
 
 def configure(config: Config) -> DecoderConfig:
@@ -12,5 +18,5 @@ def configure(config: Config) -> DecoderConfig:
     for owner, key in ((config, "llama_4_scaling"), (config.sub("rope_parameters"), "llama_4_scaling_beta")):
         if owner is not None and key in owner:
             raise unsupported(owner, key, "(a query multiplier by position) isn't supported")
-    slides = "sliding_window" in config
-    return dense_decoder(config, layer_types(config, slides=lambda index: slides))
+    types = window_types(config)
+    return decoder(config, types, [dense(config)] * len(types))

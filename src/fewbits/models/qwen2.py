@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fewbits.checkpoint.config import Config
-from fewbits.models.configure import dense_decoder, layer_types, size
+from fewbits.models.configure import decoder, dense, layer_types, size
 from fewbits.models.decoder import DecoderConfig
 
 
@@ -17,4 +17,5 @@ def window_types(config: Config) -> list[str]:
 
 
 def configure(config: Config) -> DecoderConfig:
-    return dense_decoder(config, window_types(config), qkv_bias="yes")
+    types = window_types(config)
+    return decoder(config, types, [dense(config)] * len(types), qkv_bias="yes")

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from fewbits.checkpoint.config import Config
-from fewbits.models.configure import dense_decoder, flag
+from fewbits.models.configure import decoder, dense, flag
 from fewbits.models.decoder import DecoderConfig
 from fewbits.models.qwen2 import window_types
 
 
 def configure(config: Config) -> DecoderConfig:
-    bias = flag(config, "attention_bias")
-    return dense_decoder(config, window_types(config), qkv_bias=bias, output_bias=bias, qk_norm=True)
+    types, bias = window_types(config), flag(config, "attention_bias")
+    return decoder(config, types, [dense(config)] * len(types), qkv_bias=bias, output_bias=bias, qk_norm=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 from fewbits.checkpoint.config import Config
 from fewbits.errors import PlanError
@@ -11,10 +12,22 @@ from fewbits.kernels.rope import Rope
 _FASTEST = 1e20  # radians a position; real ones are at most 1, and their products with positions must be finite
 
 
-def rope(config: Config, head_dim: int, layer_type: str = "full_attention") -> Rope:
-    """The rotation of layers of a type; raises PlanError rope-unsupported for one whose numbers aren't finite."""
+@dataclass(frozen=True, slots=True)
+class OwnRope:
+    """What one layer says beside the settings that all share: they hold for it only where it is `scaled`."""
+
+    theta: float
+    share: float
+    scaled: bool
+
+
+def rope(config: Config, head_dim: int, layer_type: str = "full_attention", own: OwnRope | None = None) -> Rope:
+    """The rotation of layers of a type, or of a layer with its own settings.
+
+    Raises PlanError rope-unsupported for one whose numbers aren't finite.
+    """
     try:
-        made = _rope(config, head_dim, layer_type)
+        made = _rope(config, head_dim, layer_type, own)
     except (ZeroDivisionError, OverflowError):
         made = None
     if made is None or not math.isfinite(made.factor) or not all(one < _FASTEST for one in made.inv_freq):
@@ -23,7 +36,7 @@ def rope(config: Config, head_dim: int, layer_type: str = "full_attention") -> R
     return made
 
 
-def _rope(config: Config, head_dim: int, layer_type: str) -> Rope:
+def _rope(config: Config, head_dim: int, layer_type: str, own: OwnRope | None) -> Rope:
     """The rotation of layers of a type.
 
     Settings stand in `rope_parameters` (possibly one object per layer type), or, in files written before
@@ -32,8 +45,12 @@ def _rope(config: Config, head_dim: int, layer_type: str) -> Rope:
     settings = config.sub("rope_parameters") or config.sub("rope_scaling")
     if settings is not None and layer_type in settings:
         settings = settings.sub(layer_type)
-    theta = _number(settings, config, "rope_theta", 10000.0)
-    share = _number(settings, config, "partial_rotary_factor", 1.0)
+    if own is not None:
+        settings = settings if own.scaled else None
+        theta, share = own.theta, own.share
+    else:
+        theta = _number(settings, config, "rope_theta", 10000.0)
+        share = _number(settings, config, "partial_rotary_factor", 1.0)
     rotary_dim = int(head_dim * share)
     if not 1 < theta < 1e15 or not 0 < rotary_dim <= head_dim or rotary_dim % 2:
         text = f"rope_theta {theta} over {rotary_dim} of {head_dim} channels isn't a rotation"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from fewbits.nn.linear import Linear, Param
+from fewbits.kernels import Param
+from fewbits.nn.linear import Linear
 
 
 class Embedding:

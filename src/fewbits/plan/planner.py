@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from operator import itemgetter
 from typing import Any, NamedTuple
 
@@ -15,18 +16,19 @@ from fewbits.errors import FewbitsError, Notice
 from fewbits.formats import open_format
 from fewbits.formats.resolved import ModuleKind, Resolved, StoredModule
 from fewbits.kernels import Op, choose
-from fewbits.plan import kv_cache
+from fewbits.plan import kv_cache, stacks
 from fewbits.plan.activations import Activations, with_int8
-from fewbits.plan.modules import expert_parents, group, kind_of
+from fewbits.plan.modules import Modules, expert_parents, group, kind_of
 from fewbits.plan.rows import ExecutedAs, Execution, Family, LoadPlan, Need, Row
-from fewbits.spec import QuantSpec
+from fewbits.plan.stacks import Stack
+from fewbits.spec import QuantSpec, widened
 
 _NO_USE = ("rotary_emb.inv_freq", ".masked_bias")  # stored by old writers, read by nobody
 _dtype_and_shape = itemgetter(0, 1)  # of a TensorInfo
-_NORM = Execution("native")
+_VECTOR = Execution("native")  # norms, and what else has no kernel of its own
 _NOT_COMPUTED = Execution("not_run", "not a module that fewbits computes")
+_FLOATS = ("F32", "F16", "BF16", "F64")
 _MOST_EXPERTS = 100_000  # rows for stacked experts; a header of 100 bytes may claim any number
-_EXPERT = Execution("not_run", "experts aren't computed yet")
 
 
 @paused()
@@ -55,7 +57,7 @@ class _Notices:
 
 
 class _Known(NamedTuple):
-    """What modules that are alike have in common; `execution` is of those that the model doesn't ask for."""
+    """What modules that are alike have in common; no `execution` where each has warnings or errors of its own."""
 
     resolved: Resolved
     dtype: str
@@ -70,51 +72,54 @@ class _Planner:
         self.warnings = _Notices()
         self.errors = _Notices()
         self.plan.format = self.format = open_format(checkpoint)
-        self.needs = self._configure(family)
+        self._configure(family)
+        self.needs: dict[str, Need] = {}
         self._dtype_of_config = self._config_dtype()
         self._executions: dict[tuple[Op, QuantSpec, tuple[int, ...]], Execution] = {}
         self._known: dict[tuple[object, ...], _Known] = {}
-        self._not_part = Execution("not_run", f"not part of the {self.plan.family} decoder")
+        self._reasons: dict[str, Execution] = {}
+        self._vectors: set[str] = set()  # that the model asks for and are stored
+        self._beside: dict[str, list[str]] = {}  # module → vectors that its row shows
         self._reader = checkpoint.reader()
         self._experts_seen = 0
+        self._peeked = False
 
-    def _configure(self, family: Family | None) -> dict[str, Need]:
-        """The modules that the family needs, by name; none where it is unknown or can't be configured."""
+    def _configure(self, family: Family | None) -> None:
         config = self.checkpoint.config
         if family is None:
             names = config.get("architectures", list, []) or [config.get("model_type", str, "without a name")]
             self.warnings.add("family-unknown", "", f"{names[0]} is not a family that fewbits runs")
-            return {}
+            return
         self.plan.family = family.name
         try:
             self.plan.model = family.configure(config)
         except FewbitsError as error:
             self.errors.add(error.code, error.module, f"{error.what} ({error.source})" if error.source else error.what)
-            return {}
-        return {need.name: need for need in self.plan.model.modules()}
 
     def run(self) -> LoadPlan:
         plan, tensors = self.plan, self.checkpoint.tensors
         modules, loose = group(tensors)
         scales = kv_cache.take_scales(modules, loose)
-        parents = expert_parents(modules) | expert_parents(loose)
+        stacked = self._take_stacks(modules, loose)
+        if plan.model is not None:
+            stored = modules.keys() | {stack.row(0) for stack in stacked} | {*loose}
+            self.needs = {need.name: need for need in plan.model.modules(stored)}
+        parents = expert_parents(modules) | {stack.block for stack in stacked}
         with self._reader:
-            for name, stored in modules.items():
+            for name, tensors_of in modules.items():
                 need = self.needs.get(name)
-                if need is None and len(stored) == 1 and "bias" in stored:
+                if need is not None and need.kind == "other":  # a vector, which a module is none of
+                    need = None
+                if need is None and len(tensors_of) == 1 and "bias" in tensors_of:
                     loose.append(f"{name}.bias")
                     continue
-                kind = need.kind if need is not None else kind_of(name, stored, parents)
-                self._module(name, need, kind, stored)
+                kind = need.kind if need is not None else kind_of(name, tensors_of, parents)
+                self._module(name, need, kind, tensors_of)
+            for stack in stacked:
+                self._stack(stack)
         for name in loose:
             self._loose(name)
-        if self.needs:
-            rows = {row.name: row for row in plan.rows}
-            for need in self.needs.values():
-                if need.name not in rows:
-                    self._missing(need, rows)
-            order = {name: place for place, name in enumerate(self.needs)}
-            plan.rows.sort(key=lambda row: order.get(row.name, len(order)))
+        self._place()
         kv_cache.show_scales(plan, scales)
         kv_cache.choose_cache(plan, scales, self.format.report().kv_cache, self._dtype_of_config, self.warnings.add)
         plan.leftover_tensors.sort()
@@ -130,63 +135,77 @@ class _Planner:
     # ---- modules ---------------------------------------------------------------------------------------------------
 
     def _module(self, name: str, need: Need | None, kind: ModuleKind, stored: dict[str, TensorInfo]) -> None:
-        expected = (need.shape[0], need.shape[1]) if need is not None and len(need.shape) == 2 else None
-        weight = stored.get("weight") or stored.get("weight_packed")
-        if weight is not None and len(weight.shape) == 3 and (".experts" in name or ".moe." in name):
-            self._stacked(name, stored, weight.shape[0])
-            return
-
         rule = self.format.rule(name, kind)
         # Thousands of modules are alike: what their headers and the config make of one holds for all.
-        key = (rule, kind, expected, *stored, *map(_dtype_and_shape, stored.values()))
+        asked = (need.shape, need.bias) if need is not None else self._why_not(name)
+        key = (rule, kind, asked, *stored, *map(_dtype_and_shape, stored.values()))
         known = self._known.get(key)
         if known is None:
-            known = self._resolve(StoredModule(name, kind, stored, expected), rule, key)
+            known = self._resolve(StoredModule(name, kind, stored, _matrix(need), self._peek(name)), rule, key)
         resolved, dtype, execution = known
         for code, text in resolved.notices:
             self.warnings.add(code, name, text)
-        if execution is None or need is not None:
-            execution = self._execution(name, kind, resolved, stored.get("bias"))
-            alike = need is None and "bias" not in stored and resolved.error is None
-            if alike and execution.executed_as != "refused" and key in self._known:
+        if execution is None:
+            execution = self._execution(name, need, kind, resolved, stored.get("bias"))
+            alike = "bias" not in stored and resolved.error is None and execution.executed_as != "refused"
+            if alike and key in self._known:
                 self._known[key] = _Known(resolved, dtype, execution)
         claimed, decided_by = resolved.claimed, resolved.decided_by
         self.plan.rows.append(
             Row(name, kind, resolved.shape, resolved.spec, dtype, claimed, decided_by, execution, name, resolved)
         )
         if len(claimed) != len(stored):
-            self._unclaimed(name, stored, claimed)
+            self.plan.leftover_tensors += [f"{name}.{suffix}" for suffix in stored if suffix not in claimed]
+
+    def _peek(self, module: str, stack: Stack | None = None) -> Callable[[str], Any]:
+        """Reads a small tensor of a module; of a stack, the first expert's."""
+
+        def peek(suffix: str) -> Any:
+            self._peeked = True
+            if self.checkpoint.header_only:
+                return None
+            if stack is None:
+                return self._reader.read(f"{module}.{suffix}")
+            tensor, has_parts = stack.tensors[suffix]
+            return self._reader.read(tensor, 0 if has_parts else None)
+
+        return peek
 
     def _resolve(self, module: StoredModule, rule: Any, key: tuple[object, ...]) -> _Known:
         """What a module and all with the same key are; not kept where the module's data decided."""
-        peeked = False
-
-        def peek(suffix: str) -> Any:
-            nonlocal peeked
-            peeked = True
-            return None if self.checkpoint.header_only else self._reader.read(f"{module.name}.{suffix}")
-
-        resolved = self.format.resolve(module._replace(peek=peek), rule)
+        self._peeked = False
+        resolved = self.format.resolve(module, rule)
         if self.activations == "int8":
             resolved = with_int8(resolved, module.kind)
         known = _Known(resolved, self._dtype(resolved))
-        if not peeked:
+        if not self._peeked:
             self._known[key] = known
         return known
 
-    def _execution(self, name: str, kind: ModuleKind, resolved: Resolved, bias: TensorInfo | None) -> Execution:
-        need = self.needs.get(name)
+    def _execution(
+        self, name: str, need: Need | None, kind: ModuleKind, resolved: Resolved, bias: TensorInfo | None
+    ) -> Execution:
         problem = resolved.error or _bad_bias(bias, kind, resolved.shape)
         if self.needs and need is None:  # stored, and no part of the model: its faults are no errors
             if problem is not None:
                 self.warnings.add(problem[0], name, problem[1])
-            return self._not_part
+            return self._not_run(self._why_not(name))
         if problem is None and need is not None:
             problem = self._unfit(need, resolved)
         if problem is not None:
             self.errors.add(problem[0], name, problem[1])
             return Execution("refused", problem[1])
         return self._choose(name, kind, resolved.shape, resolved.spec)
+
+    def _why_not(self, name: str) -> str:
+        """Why a module that the model doesn't ask for isn't run."""
+        if not self.needs:
+            return ""
+        found: str = self.plan.model.why_not(name)
+        return found or f"not part of the {self.plan.family} decoder"
+
+    def _not_run(self, reason: str) -> Execution:
+        return self._reasons.setdefault(reason, Execution("not_run", reason))
 
     def _unfit(self, need: Need, resolved: Resolved) -> tuple[str, str] | None:
         """What keeps a stored module from filling its place in the model."""
@@ -205,10 +224,12 @@ class _Planner:
 
     def _choose(self, name: str, kind: ModuleKind, shape: tuple[int, ...], spec: QuantSpec) -> Execution:
         if kind == "norm":
-            return _NORM
+            return _VECTOR
         if kind in ("conv", "other") or len(shape) != 2 or 0 in shape:
             return _NOT_COMPUTED
         op: Op = "embedding" if kind == "embedding" else "linear"
+        if kind == "router":
+            spec = widened(spec)
         key = (op, spec, shape)
         found = self._executions.get(key)
         if found is None:
@@ -224,61 +245,111 @@ class _Planner:
             self.errors.add("kernel-none", name, f"no kernel runs {spec}: {found.reason}")
         return found
 
-    def _stacked(self, name: str, stored: dict[str, TensorInfo], count: int, loose: bool = False) -> None:
-        """Experts stacked in tensors [E, N, …]: a row for each, with what one of them is. None is run yet.
+    # ---- stacks of experts -----------------------------------------------------------------------------------------
 
-        `loose`: there is one tensor, called like the module, which no format explains.
-        """
-        one = {
-            suffix: info._replace(shape=info.shape[1:])
-            if info.shape[:1] == (count,) and suffix != "weight_shape"
-            else info
-            for suffix, info in stored.items()
-        }
-        resolved = self.format.resolve(StoredModule(name, "expert", one), self.format.rule(name, "expert"))
-        claimed, problem = resolved.claimed, resolved.error
-        others: tuple[str, ...] = ()
-        if loose:
-            claimed, others, problem = (), (name,), None
+    def _take_stacks(self, modules: Modules, loose: list[str]) -> list[Stack]:
+        """The stacks, taken out of what is still to be resolved."""
+        tensors = self.checkpoint.tensors
+        found = [
+            stacks.of_module(name, stored)
+            for name, stored in modules.items()
+            if stacks.holds_experts(name, stacks.weight_of(stored))
+        ]
+        for stack in found:
+            del modules[stack.module]
+        of_tensors = [name for name in loose if stacks.holds_experts(name, tensors[name])]
+        if of_tensors:
+            found += [stacks.of_tensor(name, tensors[name]) for name in of_tensors]
+            loose[:] = [name for name in loose if name not in set(of_tensors)]
+        return found
+
+    def _stack(self, stack: Stack) -> None:
+        """A row for each expert; all are what the first is, and what is wrong with it is said once, of the stack."""
+        name, first = stack.module, stack.first
+        need = self.needs.get(stack.row(0))
+        rule = self.format.rule(name, "expert")
+        module = StoredModule(name, "expert", first, _matrix(need), self._peek(name, stack))
+        resolved = self.format.resolve(module, rule)
+        if self.activations == "int8":
+            resolved = with_int8(resolved, "expert")
+        self._experts_seen += stack.experts
+        names: list[str] = [name]
+        shape = (stack.experts, *resolved.shape)
+        if self._experts_seen > _MOST_EXPERTS:
+            text = f"is a stack of {stack.experts} experts, which makes more than {_MOST_EXPERTS} in all"
+            resolved = replace(resolved, error=("tensors-disagree", text))
         else:
-            self._unclaimed(name, stored, claimed)
+            names = [stack.row(expert) for expert in range(stack.experts)]
+            shape = resolved.shape
+            problem = stack.problem or (None if names else ("tensors-disagree", "is a stack of no experts"))
+            if problem is not None:
+                resolved, names = replace(resolved, error=problem), names or [name]
         for code, text in resolved.notices:
             self.warnings.add(code, name, text)
-        self._experts_seen += count
-        shape, execution = resolved.shape, _EXPERT
-        parent, _, projection = name.rpartition(".")
-        names: Iterator[str] = (f"{parent}[{expert}].{projection}" for expert in range(count))
-        if self._experts_seen > _MOST_EXPERTS:
-            text = f"is a stack of {count} experts, which makes more than {_MOST_EXPERTS} in all"
-            shape, problem, names = (count, *shape), ("tensors-disagree", text), iter((name,))
-        if problem is not None:
-            self.errors.add(problem[0], name, problem[1])
-            execution = Execution("refused", problem[1])
-        dtype, decided_by = self._dtype(resolved), resolved.decided_by
-        for row in names:
-            self.plan.rows.append(
-                Row(row, "expert", shape, resolved.spec, dtype, claimed, decided_by, execution, name, others=others)
-            )
+        dtype, claimed, decided_by = self._dtype(resolved), resolved.claimed, resolved.decided_by
+        execution = self._execution(name, need, "expert", resolved, first.get("bias"))
+        unwanted = self._not_run(self._why_not(name)) if self.needs else execution
+        spec = resolved.spec
+        alike = Row(name, "expert", shape, spec, dtype, claimed, decided_by, execution, name, resolved, stack=stack)
+        for expert, row in enumerate(names):
+            how = execution if need is None or row in self.needs else unwanted
+            self.plan.rows.append(alike._replace(name=row, execution=how, expert=expert))
+        self.plan.leftover_tensors += [tensor for suffix, (tensor, _) in stack.tensors.items() if suffix not in claimed]
+
+    # ---- tensors without a module ----------------------------------------------------------------------------------
 
     def _loose(self, name: str) -> None:
-        """A tensor with a name of its own: a leftover in a known family, else a row of kind `other`."""
-        if self.needs or name.endswith(_NO_USE):
+        """A tensor with a name of its own: a vector that the model asks for, else a leftover in a known family, else a
+        row of kind `other`.
+        """
+        need = self.needs.get(name)
+        if (self.needs and need is None) or name.endswith(_NO_USE):
             self.plan.leftover_tensors.append(name)
             return
         info = self.checkpoint.tensors[name]
-        if len(info.shape) == 3 and ".experts." in name:
-            self._stacked(name, {"weight": info}, info.shape[0], loose=True)
-            return
+        execution = _NOT_COMPUTED
+        if need is not None:
+            execution = self._vector(need, info)
+            if need.owner is not None:
+                self._beside.setdefault(need.owner, []).append(name)
+                return
         module = StoredModule(name, "other", {"weight": info})
         spec = self.format.resolve(module, self.format.rule(name, "other")).spec
         dtype = DTYPES[info.dtype][1].name
-        own = (name,)
         self.plan.rows.append(
-            Row(name, "other", info.shape, spec, dtype, (), "its name", _NOT_COMPUTED, name, others=own)
+            Row(name, "other", info.shape, spec, dtype, (), "its name", execution, name, others=(name,))
         )
 
-    def _unclaimed(self, name: str, stored: dict[str, TensorInfo], claimed: tuple[str, ...]) -> None:
-        self.plan.leftover_tensors += [f"{name}.{suffix}" for suffix in stored if suffix not in claimed]
+    def _vector(self, need: Need, info: TensorInfo) -> Execution:
+        self._vectors.add(need.name)
+        problem = None
+        if math.prod(info.shape) != need.shape[0] or max(info.shape, default=1) != need.shape[0]:
+            problem = "shape-mismatch", f"has shape {list(info.shape)}, the config makes it {list(need.shape)}"
+        elif info.dtype not in _FLOATS:
+            problem = "tensors-disagree", f"holds {info.dtype}, not floats of 16 bits or more"
+        if problem is None:
+            self.plan.vectors.append(need.name)
+            return _VECTOR
+        self.errors.add(problem[0], need.name, problem[1])
+        return Execution("refused", problem[1])
+
+    def _place(self) -> None:
+        """Rows in the order of the forward pass, each with the vectors that belong to it; what is missing is said."""
+        plan = self.plan
+        if not self.needs:
+            return
+        rows = {row.name: row for row in plan.rows}
+        for need in self.needs.values():
+            if need.name not in (self._vectors if need.kind == "other" else rows):
+                self._missing(need, rows)
+        if self._beside:
+            plan.rows = [
+                row._replace(others=(*row.others, *self._beside.pop(row.name))) if row.name in self._beside else row
+                for row in plan.rows
+            ]
+            plan.leftover_tensors += [name for names in self._beside.values() for name in names]
+        order = {name: place for place, name in enumerate(self.needs)}
+        plan.rows.sort(key=lambda row: order.get(row.name, len(order)))
 
     def _missing(self, need: Need, rows: Mapping[str, Row]) -> None:
         owner = rows.get(need.tied_to) if need.tied_to is not None else None
@@ -331,13 +402,20 @@ class _Planner:
     def _parameters(self) -> int:
         """Logical weights, norms and biases, each once."""
         tensors = self.checkpoint.tensors
-        total = 0
+        owned = [name for name in self.plan.vectors if self.needs[name].owner is not None]
+        total = sum(math.prod(tensors[name].shape) for name in owned)
         for row in self.plan.rows:
-            if row.stored == row.name or row.kind == "expert":  # no tied head
+            if not row.tied:
                 total += math.prod(row.shape)
                 if row.resolved is not None and "bias" in row.resolved.claimed:
-                    total += math.prod(tensors[f"{row.stored}.bias"].shape)
+                    name, part = row.source("bias")
+                    total += math.prod(tensors[name].shape[part is not None :])
         return total
+
+
+def _matrix(need: Need | None) -> tuple[int, int] | None:
+    """[N, K] as the model's family knows it."""
+    return (need.shape[0], need.shape[1]) if need is not None and len(need.shape) == 2 else None
 
 
 def _bad_bias(bias: TensorInfo | None, kind: ModuleKind, shape: tuple[int, ...]) -> tuple[str, str] | None:
@@ -345,6 +423,6 @@ def _bad_bias(bias: TensorInfo | None, kind: ModuleKind, shape: tuple[int, ...])
         return None
     if bias.shape != shape[:1]:
         return "shape-mismatch", f"has a bias of shape {list(bias.shape)} and {shape[0]} rows"
-    if bias.dtype not in ("F32", "F16", "BF16", "F64"):
+    if bias.dtype not in _FLOATS:
         return "tensors-disagree", f"has a bias of dtype {bias.dtype}"
     return None

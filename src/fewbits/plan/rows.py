@@ -12,13 +12,14 @@ from fewbits.checkpoint.config import Config
 from fewbits.errors import FewbitsError, Notice, PlanError
 from fewbits.formats.resolved import Format, ModuleKind, Resolved
 from fewbits.kernels import Kernel
-from fewbits.spec import ActSpec, QuantSpec
+from fewbits.plan.stacks import Stack
+from fewbits.spec import ActSpec, QuantSpec, widened
 
 ExecutedAs = Literal["native", "reference", "dequantized", "refused", "not_run"]
 
 
 class Need(Protocol):
-    """A module that a model asks for; see `models.decoder.Need`."""
+    """A module or vector that a model asks for; see `models.needs.Need`."""
 
     @property
     def name(self) -> str: ...
@@ -32,6 +33,8 @@ class Need(Protocol):
     def bias(self) -> str: ...
     @property
     def tied_to(self) -> str | None: ...
+    @property
+    def owner(self) -> str | None: ...
 
 
 class Family(Protocol):
@@ -61,8 +64,9 @@ class Execution:
 class Row(NamedTuple):
     """One module. `shape` is [N, K], that of the tensor for norms and convolutions.
 
-    `stored` names the module whose tensors are decoded: another one for a tied head, or for one of stacked experts.
-    Its tensors are those of `suffixes`, and beside them the `others`, by their whole names.
+    `stored` names the module whose tensors are decoded: another one for a tied head, or for one of stacked experts,
+    of which this is number `expert`. Its tensors are those of `suffixes`, and beside them the `others`, by their whole
+    names.
     """
 
     name: str
@@ -76,10 +80,26 @@ class Row(NamedTuple):
     stored: str
     resolved: Resolved | None = None
     others: tuple[str, ...] = ()
+    stack: Stack | None = None
+    expert: int = 0
 
     @property
     def tensors(self) -> tuple[str, ...]:
+        if self.stack is not None:
+            return (*[self.stack.tensors[suffix][0] for suffix in self.suffixes], *self.others)
         return (*[f"{self.stored}.{suffix}" for suffix in self.suffixes], *self.others)
+
+    def source(self, suffix: str) -> tuple[str, int | None]:
+        """The tensor that holds `suffix`, and which part of its first axis; None is all of it."""
+        if self.stack is None:
+            return f"{self.stored}.{suffix}", None
+        name, has_parts = self.stack.tensors[suffix]
+        return name, self.expert if has_parts else None
+
+    @property
+    def module(self) -> str:
+        """What errors call the module that is decoded."""
+        return self.stored if self.stack is None else self.name
 
     @property
     def executed_as(self) -> ExecutedAs:
@@ -102,20 +122,26 @@ class Row(NamedTuple):
         return self.execution.executed_as in ("native", "reference", "dequantized")
 
     @property
+    def runs_as(self) -> QuantSpec:
+        """The spec that its kernel was chosen for."""
+        return widened(self.spec) if self.kind == "router" else self.spec
+
+    @property
     def matrix(self) -> tuple[int, int]:
         """`shape` of a module that is a matrix."""
         return (self.shape[0], self.shape[1])
 
     @property
     def tied(self) -> bool:
-        return self.stored != self.name and self.kind != "expert"
+        return self.stored != self.name and self.stack is None
 
 
 @dataclass(slots=True)
 class LoadPlan:
     """`model` is the family's configuration, None where the family is unknown or its config can't be honoured.
 
-    `kv_scales` maps a layer to the tensors of its (k, v) scale where the cache will be quantized by `kv_cache`.
+    `vectors` are tensors that the model takes as they are, such as a router's bias for selection. `kv_scales` maps a
+    layer to the tensors of its (k, v) scale where the cache will be quantized by `kv_cache`.
     """
 
     checkpoint: Checkpoint | None = None
@@ -126,6 +152,7 @@ class LoadPlan:
     leftover_tensors: list[str] = field(default_factory=list)
     config_keys: list[str] = field(default_factory=list)
     patterns_without_match: list[str] = field(default_factory=list)
+    vectors: list[str] = field(default_factory=list)
     kv_cache: ActSpec | None = None
     kv_scales: dict[int, tuple[str, str]] = field(default_factory=dict)
     cache_dtype: Literal["f32", "bf16", "f16"] = "bf16"

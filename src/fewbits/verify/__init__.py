@@ -73,16 +73,18 @@ def verify(
         with checkpoint.reader(reuse=True) as reader:
             checks = ModuleChecks(planned, reader, lambda done, total: progress(done, passes * total))
             try:
-                logits = reference_logits(planned, checks)
+                logits, chosen = reference_logits(planned, checks)
             except Stopped as stop:
                 found.not_run = str(stop)
             checks.check_the_rest()
         if logits is not None:
-            ours = loaded_logits(checkpoint, activations, lambda done, total: progress(total + done, passes * total))
+            ours = loaded_logits(
+                checkpoint, activations, chosen, lambda done, total: progress(total + done, passes * total)
+            )
             found.logits = compare_logits(logits, ours)
             if activations != "stored":
                 stored = loaded_logits(
-                    checkpoint, "stored", lambda done, total: progress(2 * total + done, passes * total)
+                    checkpoint, "stored", chosen, lambda done, total: progress(2 * total + done, passes * total)
                 )
                 found.activations_cost = relative_difference(ours, stored)
     found.modules = checks.results()

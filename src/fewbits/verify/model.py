@@ -3,6 +3,10 @@
 The reference runs once, its tokens twice in one batch: as they are, and with the input of every product rounded to
 bfloat16. Each projection is fed the reference's own input, so errors don't add up, and is decoded when the pass comes
 to it, so one module is in memory at a time.
+
+Which experts a token goes to changes all at once where two are nearly as good, and says nothing of either: the rounded
+tokens, and the native model, go where the exact ones go. Whether native routing chooses as the reference does is
+checked with the reference's own logits.
 """
 
 from __future__ import annotations
@@ -19,6 +23,8 @@ from fewbits.checkpoint import Checkpoint
 from fewbits.engine.kvcache import PAGE_SIZE, KVCache, Part
 from fewbits.errors import CheckpointError
 from fewbits.kernels import KERNELS, Kernel, Op
+from fewbits.kernels.cpu.ops import CpuOps
+from fewbits.kernels.ops import Chosen, Routing
 from fewbits.kernels.reference.ops import ReferenceOps
 from fewbits.load import Progress, kv_scales, load
 from fewbits.models.decoder import Decoder, DecoderConfig
@@ -42,6 +48,7 @@ TOKENS = 24
 # The floor is float32 in norms, attention and activations: 2e-7 to 1e-6 on the float32 fixtures.
 _NOISE_FACTOR = 2.0
 _NOISE_FLOOR = 1e-5
+_WEIGHTS = 1e-6  # weights of experts are computed in float64 and rounded to float32
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +71,9 @@ class LogitsResult:
         return f"the logits differ by {self.relative_difference:.2g} of their norm, rounding explains {self.bound:.2g}"
 
 
-def reference_logits(planned: LoadPlan, checks: ModuleChecks) -> Array:
-    """Logits float32 [2 T, V] of the fixed tokens: the exact ones, then those with inputs in bfloat16.
+def reference_logits(planned: LoadPlan, checks: ModuleChecks) -> tuple[Array, list[Chosen]]:
+    """Logits float32 [2 T, V] of the fixed tokens: the exact ones, then those with inputs in bfloat16; and which
+    experts the exact ones went to, block by block.
 
     Raises Stopped.
     """
@@ -81,6 +89,8 @@ def reference_logits(planned: LoadPlan, checks: ModuleChecks) -> Array:
             params[row.name] = ops.named(row.name, checks.norm(row))
         else:
             params[row.name] = (embedding if row.kind == "embedding" else linear, row)
+    for name in planned.vectors:
+        params[name] = ops.vector(checks.vector(name))
     try:
         layers = model.cache_layers(planned.cache_dtype, kv_scales(planned, checks.reader))
     except CheckpointError as error:
@@ -90,12 +100,15 @@ def reference_logits(planned: LoadPlan, checks: ModuleChecks) -> Array:
     cache = KVCache(layers, max_pages=2 * -(-TOKENS // PAGE_SIZE))
     batch = cache.batch([Part(copy, ids, len(ids)) for copy in (0, 1)])
     logits: Array = Decoder(model, params, ops).forward(batch, cache).logits
-    return logits
+    return logits, ops.chosen
 
 
-def loaded_logits(checkpoint: Checkpoint, activations: Activations, progress: Progress) -> Array:
-    """Of the model as `run` loads it, for the tokens of `reference_logits`: float32 [tokens, V]."""
-    loaded = load(checkpoint, allow_reference=True, progress=progress, activations=activations)
+def loaded_logits(
+    checkpoint: Checkpoint, activations: Activations, chosen: Sequence[Chosen], progress: Progress
+) -> Array:
+    """Of the model as `run` loads it, for the tokens and the experts of `reference_logits`: float32 [tokens, V]."""
+    ops = _ToldOps(chosen)
+    loaded = load(checkpoint, allow_reference=True, progress=progress, ops=ops, activations=activations)
     ids = _token_ids(loaded.decoder.config)
     cache = KVCache(loaded.cache_layers, max_pages=-(-TOKENS // PAGE_SIZE))
     logits: Array = loaded.decoder.forward(cache.batch([Part(0, ids, len(ids))]), cache).logits
@@ -150,11 +163,15 @@ def _products(checks: ModuleChecks, rows: Sequence[Row]) -> Callable[..., tuple[
 
 
 class _WatchedOps(ReferenceOps):
-    """The reference, with an eye on what norms are given and give: the residual stream of every layer."""
+    """The reference, with an eye on what norms are given and give: the residual stream of every layer; and on routing.
+
+    Tokens come twice, and the second time they go where they went the first. `chosen` grows block by block.
+    """
 
     def __init__(self, checks: ModuleChecks) -> None:
         super().__init__()
         self._checks = checks
+        self.chosen: list[Chosen] = []
         self._named: dict[int, tuple[str, Array]] = {}  # by the identity of the vector, which is kept for that
 
     def named(self, name: str, values: Array) -> Array:
@@ -175,3 +192,28 @@ class _WatchedOps(ReferenceOps):
             return y
 
         return watched
+
+    def route(self, routing: Routing, bias: Array | None) -> Callable[[Array], Chosen]:
+        run, native = super().route(routing, bias), CpuOps().route(routing, bias)
+
+        def watched(logits: Array) -> Chosen:
+            first = logits[: len(logits) // 2]
+            chosen, ours = run(first), native(first)
+            same = np.array_equal(chosen.experts, ours.experts)
+            if not same or not np.allclose(chosen.weights, ours.weights, rtol=_WEIGHTS, atol=0):
+                raise Stopped(f"stopped in block {len(self.chosen)} of experts: native routing isn't the reference's")
+            self.chosen.append(chosen)
+            return Chosen(*(np.concatenate([part, part]) for part in chosen))
+
+        return watched
+
+
+class _ToldOps(CpuOps):
+    """Native operations that send tokens where they are told, block by block."""
+
+    def __init__(self, chosen: Sequence[Chosen]) -> None:
+        super().__init__()
+        self._chosen = iter(chosen)
+
+    def route(self, routing: Routing, bias: Array | None) -> Callable[[Array], Chosen]:
+        return lambda logits: next(self._chosen)

@@ -12,11 +12,10 @@ from numpy.typing import NDArray
 
 from fewbits.checkpoint import TensorReader
 from fewbits.errors import CheckpointError, Notice
-from fewbits.kernels import Kernel
+from fewbits.kernels import Kernel, bind
 from fewbits.kernels.reference.bound import product_parts, row_parts
 from fewbits.kernels.reference.probes import probes
-from fewbits.load import Progress, decode, kernel_for, norm_vector, stored_bytes
-from fewbits.nn.linear import bind
+from fewbits.load import Progress, decode, kernel_for, norm_vector, stored_bytes, vector
 from fewbits.plan import LoadPlan, Row
 from fewbits.qweight import QLinear
 from fewbits.spec import QuantSpec
@@ -204,6 +203,13 @@ class ModuleChecks:
             return norm_vector(self._plan, row, self.reader)
         except CheckpointError as error:
             raise self.blame(row.name, error) from None
+
+    def vector(self, name: str) -> Array:
+        """One of the plan's vectors, which belongs to the row that shows it."""
+        try:
+            return vector(name, self.reader)
+        except CheckpointError as error:
+            raise self.blame(next(row.name for row in self.rows.values() if name in row.others), error) from None
 
     # ---- what they share -------------------------------------------------------------------------------------------
 

@@ -67,18 +67,18 @@ class Normed(Rows):
 
 
 class Gated(Rows):
-    """silu(gate) x up."""
+    """silu(gate) x up, with the limit of `ops.Activation`."""
 
-    __slots__ = ("_gate", "_up")
+    __slots__ = ("_gate", "_limit", "_up")
 
-    def __init__(self, gate: Array, up: Array) -> None:
+    def __init__(self, gate: Array, up: Array, limit: float) -> None:
         self.shape = gate.shape
-        self._gate, self._up = gate, up
+        self._gate, self._up, self._limit = gate, up, limit
 
     def multiply(self, gemm: Any, y: Sequence[int], add: bool) -> None:
         M, _ = self.shape
-        gemm.run_gated(_address(self._gate), _address(self._up), M, y, add)
+        gemm.run_gated(_address(self._gate), _address(self._up), self._limit, M, y, add)
 
     def _store(self, y: Array) -> None:
         M, K = self.shape
-        _native.silu_mul(_address(self._gate), _address(self._up), _address(y), M, K)
+        _native.silu_mul(_address(self._gate), _address(self._up), _address(y), M, K, self._limit)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,8 +10,10 @@ from numpy.typing import NDArray
 
 from fewbits import _native
 from fewbits.kernels.batch import Batch, LayerCache
-from fewbits.kernels.cpu.arrays import Gated, Normed, empty
-from fewbits.kernels.ops import Activation, AttentionSpec
+from fewbits.kernels.cpu.arrays import Gated, Normed, Rows, empty
+from fewbits.kernels.cpu.experts import NativeExperts, all_native
+from fewbits.kernels.grouped import GroupedExperts
+from fewbits.kernels.ops import Activation, AttentionSpec, Chosen, Expert, Experts, Routing
 from fewbits.kernels.rope import Rope, RopeTable
 
 Array = NDArray[Any]
@@ -61,6 +63,7 @@ def _contiguous(array: Array, dtype: Any) -> Array:
 # Their arguments come in tuples made once, which a type checker can't count.
 _rope_and_append: Callable[..., None] = _native.rope_and_append
 _attend: Callable[..., None] = _native.attend
+_route: Callable[..., None] = _native.route
 
 
 class Attention:
@@ -133,10 +136,38 @@ class CpuOps:
         return lambda x: Normed(x, weight, eps, offset)
 
     def gate(self, activation: Activation) -> Callable[[Array, Array], Gated]:
-        return {"silu": Gated}[activation]
+        rows = {"silu": Gated}[activation.name]
+        return lambda gate, up: rows(gate, up, activation.limit)
 
     def attention(self, spec: AttentionSpec) -> Attention:
         return Attention(spec, self._tables.setdefault(spec.rope, RopeTable(spec.rope)))
+
+    def route(self, routing: Routing, bias: Array | None) -> Callable[[Array], Chosen]:
+        how = (routing.top_k, routing.score, routing.normalize, routing.epsilon, routing.scale)
+
+        def run(logits: Array) -> Chosen:
+            T, E = logits.shape
+            chosen = Chosen(np.empty((T, routing.top_k), np.int32), np.empty((T, routing.top_k), np.float32))
+            addresses = (0 if bias is None else _address(bias), *map(_address, chosen))
+            _route(_address(logits), T, E, *how, *addresses)
+            return chosen
+
+        return run
+
+    def experts(self, experts: Sequence[Expert], activation: Activation) -> Experts:
+        if all_native(experts):
+            return NativeExperts(experts, activation.limit)
+        return GroupedExperts(experts, self.gate(activation), np.float32)
+
+    def scale_by_sigmoid(self, x: Array, gates: Array) -> None:
+        T, heads = gates.shape
+        _native.scale_by_sigmoid(_address(x), _address(gates), T, heads, x.shape[1] // heads)
+
+    def add(self, x: Array, to: Array) -> None:
+        to += x
+
+    def computed(self, x: Array | Rows) -> Array:
+        return np.asarray(x)
 
     def begin(self, batch: Batch) -> Step:
         return Step(batch)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import ml_dtypes
@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fewbits.kernels.batch import Batch, LayerCache
-from fewbits.kernels.ops import Activation, AttentionSpec
+from fewbits.kernels.grouped import GroupedExperts
+from fewbits.kernels.ops import Activation, AttentionSpec, Chosen, Expert, Routing
 from fewbits.kernels.rope import Rope, RopeTable
 
 Array = NDArray[Any]
@@ -170,11 +171,33 @@ def _gathered(array: Array, pages: Array, length: int, cache: LayerCache, scale:
     return wide * scales[..., np.newaxis].astype(np.float64)
 
 
-def _silu_mul(gate: Array, up: Array) -> Array:
-    wide = gate.astype(np.float64)
+def _sigmoid(x: Array) -> Array:
     with np.errstate(over="ignore"):  # exp(-x) of a very negative x is inf, and the result 0
-        product: Array = (wide / (1 + np.exp(-wide)) * up).astype(np.float32)
+        result: Array = 1 / (1 + np.exp(-x.astype(np.float64)))
+    return result
+
+
+def _silu_mul(gate: Array, up: Array, limit: float) -> Array:
+    activated, factor = gate * _sigmoid(gate), up.astype(np.float64)
+    if limit:
+        activated, factor = np.minimum(activated, limit), np.clip(factor, -limit, limit)
+    product: Array = (activated * factor).astype(np.float32)
     return product
+
+
+def _route(logits: Array, routing: Routing, bias: Array | None) -> Chosen:
+    wide = logits.astype(np.float64)
+    if routing.score == "softmax":
+        exponentials = np.exp(wide - wide.max(axis=1, keepdims=True))
+        scores = exponentials / exponentials.sum(axis=1, keepdims=True)
+    else:
+        scores = _sigmoid(wide)
+    ranks = scores if bias is None else scores + bias.astype(np.float64)
+    experts = np.argsort(-ranks, axis=1, kind="stable")[:, : routing.top_k]
+    weights = np.take_along_axis(scores, experts, axis=1)
+    if routing.normalize:
+        weights = weights / (routing.epsilon + weights.sum(axis=1, keepdims=True))
+    return Chosen(experts.astype(np.int32), (weights * routing.scale).astype(np.float32))
 
 
 class ReferenceOps:
@@ -190,10 +213,27 @@ class ReferenceOps:
         return lambda x: rms_norm(x, weight, eps, offset).astype(np.float32)
 
     def gate(self, activation: Activation) -> Callable[[Array, Array], Array]:
-        return {"silu": _silu_mul}[activation]
+        function = {"silu": _silu_mul}[activation.name]
+        return lambda gate, up: function(gate, up, activation.limit)
 
     def attention(self, spec: AttentionSpec) -> Attention:
         return Attention(spec, self._tables.setdefault(spec.rope, RopeTable(spec.rope)))
+
+    def route(self, routing: Routing, bias: Array | None) -> Callable[[Array], Chosen]:
+        return lambda logits: _route(logits, routing, bias)
+
+    def experts(self, experts: Sequence[Expert], activation: Activation) -> GroupedExperts:
+        return GroupedExperts(experts, self.gate(activation), np.float64)
+
+    def scale_by_sigmoid(self, x: Array, gates: Array) -> None:
+        T, heads = gates.shape
+        x[:] = (x.reshape(T, heads, -1) * _sigmoid(gates)[:, :, np.newaxis]).reshape(x.shape)
+
+    def add(self, x: Array, to: Array) -> None:
+        to += x
+
+    def computed(self, x: Array) -> Array:
+        return x
 
     def begin(self, batch: Batch) -> Step:
         return Step(batch)

@@ -1,0 +1,50 @@
+// The experts of a layer: each chosen one's products over the rows that chose it, all in a few
+// passes of the thread pool.
+//
+// A row's results are weighed and summed in float32, in the order of the experts' numbers. No row's
+// bits depend on other rows.
+#pragma once
+
+#include <stdint.h>
+
+#include <memory>
+#include <vector>
+
+#include "gemm/gemm.h"
+
+namespace fewbits {
+
+// gate and up [W, H], or one product [2 W, H] that has gate's rows and behind them up's; and down
+// [H, W].
+struct Expert {
+  std::vector<std::shared_ptr<const Product>> inputs;
+  std::shared_ptr<const Product> down;
+};
+
+class Experts {
+ public:
+  // silu(gate) is at most `limit`, and up at most that large, where it isn't 0. Throws
+  // std::invalid_argument where shapes don't fit, or what Gemm doesn't take.
+  Experts(std::vector<Expert> experts, float limit);
+  ~Experts();
+  Experts(const Experts&) = delete;
+
+  // y [T][H] += sum over a row's k experts of weight * down(silu(gate(x)) * up(x)), x [T][H].
+  // `chosen` and `weights` are [T][k]; the numbers of a row's experts differ. Throws
+  // std::invalid_argument where there is no expert of a number.
+  void run(const float* x, const int32_t* chosen, const float* weights, int64_t T, int64_t k,
+           float* y) const;
+
+ private:
+  struct Bound;
+  struct Pass;
+
+  void run_tokens(const float* x, const int32_t* chosen, const float* weights, int64_t T, int64_t k,
+                  float* y) const;
+
+  int64_t h_ = 0, w_ = 0;
+  float limit_;
+  std::vector<Bound> experts_;
+};
+
+}  // namespace fewbits

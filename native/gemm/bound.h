@@ -1,0 +1,71 @@
+// A product with its kernel, and rows of x in the form that it takes: what Gemm and Experts share.
+#pragma once
+
+#include <stdint.h>
+
+#include <memory>
+#include <vector>
+
+#include "gemm/gemm.h"
+#include "gemm/kernel.h"
+
+namespace fewbits {
+
+// How rows of x are prepared for a product, and for all that take x alike.
+struct Form {
+  const GemmKernel* kernel;
+  const Product* product;
+  std::vector<Span> spans;
+  int64_t value_stride, span_stride;  // words of a row
+
+  Form(const Product& product, const GemmKernel& kernel);
+
+  bool serves(const Product& other, const GemmKernel& its_kernel) const;
+};
+
+// Rows of x in a form. The memory is the caller's: words() of it, of 32 bits.
+class Rows {
+ public:
+  static int64_t words(const Form& form, int64_t rows);
+
+  Rows(const Form& form, int64_t rows, float* memory);
+
+  // Prepares row m of x [K].
+  void set(int64_t m, const float* x) const;
+
+ private:
+  friend struct BoundProduct;
+  const Form* form_;
+  uint32_t* values_;
+  float *sums_, *scales_, *factors_, *zeros_;
+};
+
+// A product that has been checked, with the kernel that computes it.
+struct BoundProduct {
+  std::shared_ptr<const Product> product;
+  const GemmKernel* kernel;
+
+  // Throws std::invalid_argument; see Gemm.
+  explicit BoundProduct(std::shared_ptr<const Product> product);
+
+  // `rows` rows of x from `begin` on, at most kMaxRows, times a panel of the weight: as many
+  // columns of out, whose rows are `stride` apart, added to what it holds where `add`.
+  void multiply(const Rows& x, int64_t begin, int64_t rows, int64_t panel, float* out,
+                int64_t stride, bool add) const;
+};
+
+// The index of the form that serves a product, added where none does.
+size_t form_for(std::vector<Form>& forms, const BoundProduct& bound);
+
+// Row m of x, in the thread's memory where it has to be computed; until the thread's next call.
+const float* row_of(const RowSource& x, int64_t K, int64_t m);
+
+// Calls prepare(context, begin, end) over `rows` rows of K, on the pool where that pays.
+void prepare_rows(int64_t rows, int64_t K,
+                  void (*prepare)(void* context, int64_t begin, int64_t end), void* context);
+
+// The calling thread's memory for prepared rows, kept from call to call: at least so many words of
+// 32 bits.
+float* prepared_memory(int64_t words);
+
+}  // namespace fewbits
