@@ -1,4 +1,4 @@
-"""Writes tests/fixtures/quark: small checkpoints exported by AMD Quark, each with what it must decode to.
+"""Writes tests/exports/quark: small checkpoints exported by AMD Quark, each with what it must decode to.
 
     python tools/make_quark_fixtures.py                  all of them, and their README.md
     python tools/make_quark_fixtures.py --only NAME …    some of them
@@ -187,8 +187,8 @@ def write_readme(out: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Write tests/fixtures/quark.")
-    parser.add_argument("--out", type=Path, default=ROOT / "tests" / "fixtures" / "quark")
+    parser = argparse.ArgumentParser(description="Write tests/exports/quark.")
+    parser.add_argument("--out", type=Path, default=ROOT / "tests" / "exports" / "quark")
     parser.add_argument("--only", nargs="*", default=[row.name for row in EXPORTS])
     options = parser.parse_args()
     for row in EXPORTS:

@@ -29,8 +29,7 @@ from make import (
 )
 
 from fewbits.errors import CheckpointError
-from fewbits.formats import scales
-from fewbits.formats import values
+from fewbits.formats import scales, values
 from fewbits.load import decode, inspect, load
 from fewbits.qweight import QLinear
 

@@ -63,4 +63,6 @@ def unpack_sextets(stored: NDArray[np.uint8], columns: int) -> NDArray[np.uint8]
 def little_endian(stored: NDArray[np.uint8], size: int) -> NDArray[np.uint32]:
     """uint8 [R, W * size] → uint32 [R, W]: integers of `size` bytes, lowest first."""
     parts = stored.reshape(len(stored), -1, size).astype(np.uint32)
-    return np.bitwise_or.reduce([parts[:, :, place] << np.uint32(8 * place) for place in range(size)])
+    shifted = [parts[:, :, place] << np.uint32(8 * place) for place in range(size)]
+    words: NDArray[np.uint32] = np.bitwise_or.reduce(shifted)
+    return words

@@ -1,11 +1,11 @@
 """Number formats by the names that Quark gives them, and how their codes are stored. Source: quark/torch/utils/pack.py.
 
-    int4, uint4   eight to an int32, the lowest bits first: in order, or "reorder", as AWQ has them
-    int3          eight to three bytes, lowest bits first
-    uint2         four to a byte, the highest bits first
-    fp4           two to a byte, low nibble first
-    fp6           four to three bytes, lowest bits first
-    all others    one to an element, int2 to one of int32
+int4, uint4   eight to an int32, the lowest bits first: in order, or "reorder", as AWQ has them
+int3          eight to three bytes, lowest bits first
+uint2         four to a byte, the highest bits first
+fp4           two to a byte, low nibble first
+fp6           four to three bytes, lowest bits first
+all others    one to an element, int2 to one of int32
 """
 
 from __future__ import annotations
