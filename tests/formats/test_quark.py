@@ -273,7 +273,11 @@ SCALE = np.ones(O_PROJ[0], np.float32)
         (quantization(int8() | {"dtype": "mx6"}, None), {"weight": CODES, "weight_scale": SCALE}, "scheme-unknown"),
         (quantization(int8() | {"dtype": 5}, None), {"weight": CODES, "weight_scale": SCALE}, "config-type"),
         (quantization([int8(), int8()], None), {"weight": CODES, "weight_scale": SCALE}, "scheme-unknown"),  # type: ignore[arg-type]
-        (PER_TOKEN | {"global_quant_config": None}, {"weight": CODES, "weight_scale": SCALE}, "tensors-open"),
+        (
+            PER_TOKEN | {"global_quant_config": None},
+            {"weight": np.ones((64, 8), np.int32), "weight_scale": SCALE},
+            "tensors-open",
+        ),
         (
             PER_TOKEN,
             {"weight": CODES, "weight_scale": SCALE, "input_rotation": np.ones((64, 64), np.int8)},
@@ -308,9 +312,12 @@ def test_layers_go_before_types_and_these_before_the_rest(tmp_path: Path) -> Non
         layer_type_quant_config=None,
         exclude=None,
     )
-    decided = {row.name.rpartition(".")[2]: row.decided_by for row in inspect(folder).rows}
-    assert decided["q_proj"] == "layer_quant_config *.q_proj"
-    assert decided["k_proj"] == "layer_quant_config model.layers.0.self_attn.*"
+    plan = inspect(folder)
+    decided = {row.name.rpartition(".")[2]: row.decided_by for row in plan.rows}
+    assert decided["k_proj"] == "its tensors"  # quantized, though its entry says that it isn't
+    assert {one.code for one in plan.warnings} == {"unmatched-but-quantized"}
+    [error] = plan.errors
+    assert error.module == "model.layers.0.self_attn.q_proj" and "layer_quant_config.*.q_proj" in error.text
     assert decided["up_proj"] == "global_quant_config"
 
 

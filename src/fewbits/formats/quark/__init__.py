@@ -85,12 +85,29 @@ class Quark:
         if scheme.problem is not None:
             return failed(module, "", scheme.problem)
         if scheme.spec is None:
-            text = "stored quantized, but the config has no scheme for it"
-            return failed(module, "", ("tensors-open", text))
+            return self._from_tensors(module)
         try:
             return self._quantized(module, scheme, excluded)
         except Mismatch as mismatch:
             return failed(module, "", ("tensors-disagree", f"{scheme.name}: {mismatch}"))
+
+    def _from_tensors(self, module: StoredModule) -> Resolved:
+        """Quantized, though nothing in the config says so: the one scheme that the tensors can hold, weight-only."""
+        fitting: dict[WeightSpec, Resolved] = {}
+        of_config = (*self.config.layers.values(), *self.config.types.values(), self.config.everything)
+        for scheme in (*of_config, *stored.PLAIN):
+            if scheme.spec is not None:
+                try:
+                    found = self._quantized(module, replace(scheme, spec=QuantSpec(scheme.spec.weight)), False)
+                except Mismatch:
+                    continue
+                fitting.setdefault(found.spec.weight, found)
+        if len(fitting) != 1:
+            text = "stored quantized, but the config has no scheme for it, and the tensors leave open which it is"
+            return failed(module, "", ("tensors-open", text))
+        [(weight, found)] = fitting.items()
+        notice = ("unmatched-but-quantized", f"no scheme covers it, but it is stored as {weight}; it runs as stored")
+        return replace(found, notices=(notice, *found.notices), decided_by="its tensors")
 
     def _dense(self, module: StoredModule, weight: WeightSpec, expected: QuantSpec | None) -> Resolved:
         notices = []

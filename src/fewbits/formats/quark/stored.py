@@ -29,7 +29,7 @@ from fewbits.formats.quark.numbers import E5M3, NUMBERS, Number, offset_binary
 from fewbits.formats.resolved import Arrays, StoredModule, Warn
 from fewbits.formats.stored import DENSE_DTYPES, Mismatch, Tensors, check_groups, two
 from fewbits.qweight import QWeight, pack_nibbles
-from fewbits.spec import WHOLE, WeightSpec
+from fewbits.spec import WHOLE, QuantSpec, WeightSpec
 
 Array = NDArray[Any]
 
@@ -46,6 +46,25 @@ class Layout:
     def __str__(self) -> str:
         return ",".join([self.codes, *(name for name in _FLAGS if getattr(self, name))])
 
+
+def _plain(codes: str, block: tuple[int, int], **more: Any) -> Scheme:
+    number = NUMBERS[codes]
+    kind: Any = number.kind
+    spec = WeightSpec(kind, number.bits, block, "", exponent=number.exponent, mantissa=number.mantissa)
+    return Scheme(codes, QuantSpec(replace(spec, **more)), number)
+
+
+# What a module may be that no part of the config speaks of: schemes whose tensors are no other's.
+PLAIN = (
+    _plain("int8", (WHOLE, WHOLE)),
+    _plain("int8", (1, WHOLE)),
+    _plain("fp8_e4m3", (WHOLE, WHOLE)),
+    _plain("fp8_e4m3", (1, WHOLE)),
+    _plain("fp8_e4m3", (1, 32), scale_dtype=E8M0),
+    _plain("fp6_e2m3", (1, 32), scale_dtype=E8M0),
+    _plain("fp4", (1, 32), scale_dtype=E8M0),
+    _plain("fp4", (1, 16), scale_dtype="float8_e4m3fn", global_scale=True),
+)
 
 _FLAGS = ("transposed", "scale_transposed", "reorder")
 
@@ -101,7 +120,9 @@ def fit(module: StoredModule, scheme: Scheme, reorder: bool) -> tuple[Layout, We
     if not scales.fits(scale.shape, replace(spec, block=(1, 1)), wanted):
         found, text = f"{suffix_of_scale(spec)} has shape {list(scale.shape)}", f"{spec} of {list(shape)} needs"
         raise Mismatch(f"{found}, {text} {list(wanted)}")
-    layout = Layout(_name(number), transposed, scale_transposed, reorder and not _plain_order(spec, tensors, by_file))
+    packed = (number.kind, number.bits) == ("int", 4)
+    reorder = reorder and packed and not _plain_order(spec, tensors, by_file)
+    layout = Layout(_name(number), transposed, scale_transposed, reorder)
     _check_zero(module.tensors, spec, layout, wanted)
     return layout, spec, shape
 
