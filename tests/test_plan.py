@@ -95,14 +95,56 @@ HEADS: dict[str, dict[str, list[Callable[[], Stored]]]] = {
     "compressed-tensors": _BY_LAYOUT,
     # Without a word from the config 16 words a row may be 64 codes of 8 bits or of 7, padded: not the last one.
     "dense": _BY_LAYOUT | {"pack-quantized": _BY_LAYOUT["pack-quantized"][:3]},
+    "quark": {
+        "int8": [
+            lambda: as_quark(integers(*HEAD, 8, plain=True)),
+            lambda: as_quark(integers(*HEAD, 8, plain=True, tensor=True)),
+        ],
+        "fp8_e4m3": [lambda: as_quark(fp8(*HEAD)), lambda: as_quark(mx(*HEAD, 8))],
+        "fp6_e2m3": [lambda: as_quark(mx(*HEAD, 6))],
+        "fp4": [lambda: as_quark(mx(*HEAD, 4)), lambda: as_quark(nvfp4(*HEAD))],
+        "dense": _BY_LAYOUT["dense"],
+    },
 }
 _LAYOUTS_OF = dict.fromkeys(("compressed-tensors", "dense"), [layout.name for layout in LAYOUTS])
+_LAYOUTS_OF["quark"] = list(HEADS["quark"])  # those that the tensors alone tell; tests/formats/test_quark.py has all
 OTHERS = integers(8, 64, 4, 32).weights  # of the group where it is the head's neighbours that are meant
+
+
+def as_quark(stored: Stored) -> Stored:
+    """The same weight with Quark's names: scales are multipliers, one a row has one dimension."""
+    tensors = {suffix.replace("weight_packed", "weight"): tensor for suffix, tensor in stored.tensors.items()}
+    scale = tensors["weight_scale"]
+    tensors["weight_scale"] = scale.reshape(-1) if scale.shape[1] == 1 else scale
+    divisor = tensors.pop("weight_global_scale", None)
+    if divisor is not None:
+        tensors["weight_scale_2"] = (1 / divisor.astype(np.float64)).astype(np.float32).reshape(())
+        values = stored.values * float(divisor[0]) * float(tensors["weight_scale_2"])
+        return Stored(tensors, stored.weights, values)
+    return Stored(tensors, stored.weights, stored.values)
+
+
+def quark_spec(weights: dict[str, Any]) -> Any:
+    """compressed-tensors' words for a weight in Quark's."""
+    floats = {4: "fp4", 6: "fp6_e2m3", 8: "fp8_e4m3"}
+    number = floats[weights["num_bits"]] if weights["type"] == "float" else f"int{weights['num_bits']}"
+    strategy = weights["strategy"]
+    spec = {"dtype": number, "qscheme": "per_group" if "group" in strategy else f"per_{strategy}", "is_dynamic": False}
+    spec["group_size"] = weights.get("group_size")
+    if weights.get("scale_dtype") == "torch.uint8":
+        spec["scale_format"] = "e8m0"
+    second = {"dtype": "fp8_e4m3", "qscheme": "per_tensor", "is_dynamic": False, "is_scale_quant": True}
+    return [spec, second] if strategy == "tensor_group" else spec
 
 
 def quantization(format_name: str, case: str, stored: Stored) -> dict[str, Any] | None:
     if format_name == "dense":
         return None  # nothing in the config speaks of any module
+    if format_name == "quark":
+        name = {"targeted": "lm_head", "ignored": "*head", "unmatched": "*q_proj"}[case]
+        exclude = ["lm_head"] if case == "ignored" else []
+        scheme = {"weight": quark_spec(stored.weights or OTHERS)}
+        return {"quant_method": "quark", "layer_quant_config": {name: scheme}, "exclude": exclude}
     weights = stored.weights or OTHERS
     if case == "targeted":
         return block(weights, ["lm_head"])

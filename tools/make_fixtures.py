@@ -23,7 +23,6 @@ Logits are `[T, vocabulary]` float32, computed in float32 with attention written
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
 import shutil
@@ -45,6 +44,7 @@ import numpy as np
 import torch
 from compressed_tensors.compressors import BaseCompressor
 from compressed_tensors.quantization import QuantizationConfig, QuantizationStatus, apply_quantization_config
+from fixture_digest import digests
 from fixture_libraries import environment
 from fixture_matching import write as write_matching
 from fixture_micro import MICRO
@@ -219,20 +219,6 @@ def kept(name: str, every: bool) -> bool:
     if ".layers." not in name:
         return True
     return ".layers.0." in name and (every or name.endswith("k_proj.weight"))
-
-
-def digest(tensor: torch.Tensor) -> dict[str, object]:
-    """Dtype, shape and SHA-256 of a tensor's bytes."""
-    data = tensor.contiguous().view(torch.uint8).numpy().tobytes()
-    return {
-        "dtype": str(tensor.dtype).removeprefix("torch."),
-        "shape": list(tensor.shape),
-        "sha256": hashlib.sha256(data).hexdigest(),
-    }
-
-
-def digests(tensors: Tensors) -> dict[str, object]:
-    return {name.removesuffix(".weight"): digest(tensor) for name, tensor in sorted(tensors.items())}
 
 
 def write_json(folder: Path, how: Mapping[str, object], what: Mapping[str, object]) -> None:

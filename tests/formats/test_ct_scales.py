@@ -29,8 +29,7 @@ from make import (
 )
 
 from fewbits.errors import CheckpointError
-from fewbits.formats import scales
-from fewbits.formats.compressed_tensors import decoding
+from fewbits.formats import scales, values
 from fewbits.load import decode, inspect, load
 from fewbits.qweight import QLinear
 
@@ -248,7 +247,7 @@ def test_every_code_of_fp4_and_fp6_is_a_number(tmp_path):
 
 
 def test_large_weights_are_looked_through_in_parts(tmp_path, monkeypatch):
-    monkeypatch.setattr(decoding, "_CHECKED_AT_ONCE", 100)
+    monkeypatch.setattr(values, "_CHECKED_AT_ONCE", 100)
     stored = dense(8, 64)
     for place in ((0, 0), (1, 35), (1, 36), (7, 63)):
         weight = stored.tensors["weight"].copy()

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from fewbits.checkpoint import Checkpoint
-from fewbits.formats import compressed_tensors, dense
+from fewbits.formats import compressed_tensors, dense, quark
 from fewbits.formats.resolved import Format
 
 
@@ -19,6 +19,7 @@ class Row(NamedTuple):
 
 FORMATS: tuple[Row, ...] = (
     Row("compressed-tensors", compressed_tensors.claim),
+    Row("quark", quark.claim),
     Row("dense", dense.claim),
 )
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 from fewbits.checkpoint import Checkpoint
 from fewbits.checkpoint.config import Config, shorten
 from fewbits.errors import Notice
-from fewbits.formats.compressed_tensors import CompressedTensors, find_config
+from fewbits.formats.compressed_tensors import CompressedTensors
 from fewbits.formats.compressed_tensors.config import parse
+from fewbits.formats.find import find_config
 from fewbits.formats.resolved import FormatReport
 
 

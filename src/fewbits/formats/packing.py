@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _ROWS_AT_ONCE = 1 << 22  # codes unpacked in one go: bounds the temporary bits to some 32 MB
+_SEXTETS_AT_ONCE = 1 << 18  # what is made of them stays in the cache
 
 
 def words_dense(count: int, bits: int) -> int:
@@ -46,3 +47,22 @@ def unpack(words: NDArray[Any], bits: int, count: int, padded: bool) -> NDArray[
             whole = np.concatenate([groups, padding], axis=2)
             codes[begin : begin + step] = np.packbits(whole, axis=2, bitorder="little")[:, :, 0]
     return codes
+
+
+def unpack_sextets(stored: NDArray[np.uint8], columns: int) -> NDArray[np.uint8]:
+    """uint8 [R, 3 * columns / 4] → uint8 [R, columns]: four codes of 6 bits in three bytes, lowest first."""
+    shifts = np.array([0, 6, 12, 18], np.uint32)
+    codes = np.empty((len(stored), columns), np.uint8)
+    step = max(1, _SEXTETS_AT_ONCE // max(columns, 1))
+    for begin in range(0, len(stored), step):
+        words = little_endian(stored[begin : begin + step], 3)
+        codes[begin : begin + step] = (words[:, :, None] >> shifts & np.uint32(63)).reshape(len(words), -1)
+    return codes
+
+
+def little_endian(stored: NDArray[np.uint8], size: int) -> NDArray[np.uint32]:
+    """uint8 [R, W * size] → uint32 [R, W]: integers of `size` bytes, lowest first."""
+    parts = stored.reshape(len(stored), -1, size).astype(np.uint32)
+    shifted = [parts[:, :, place] << np.uint32(8 * place) for place in range(size)]
+    words: NDArray[np.uint32] = np.bitwise_or.reduce(shifted)
+    return words

@@ -12,6 +12,7 @@ _SUFFIXES = {
     suffix: suffix
     for suffix in """weight bias weight_packed weight_scale weight_zero_point weight_shape weight_g_idx
     weight_global_scale input_scale input_zero_point input_global_scale output_scale output_zero_point
+    weight_scale_2 weight_zero_point_2 input_scale_2 input_zero_point_2 input_rotation input_prescale
     meta scale_packed""".split()
 }
 # Files of 2024 have any tensor in parts: <module>.weight.bitmask, <module>.bias.bitmask

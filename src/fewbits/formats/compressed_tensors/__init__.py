@@ -6,38 +6,35 @@ other and the tensors are unambiguous, the tensors win and the plan carries a wa
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
-import numpy as np
-
 from fewbits.checkpoint import Checkpoint
-from fewbits.checkpoint.files import DTYPES
 from fewbits.errors import Notice
-from fewbits.formats import scales
-from fewbits.formats.compressed_tensors import activations, sparse
+from fewbits.formats import activations, scales, values
 from fewbits.formats.compressed_tensors import config as schemes
-from fewbits.formats.compressed_tensors.decoding import check_finite
-from fewbits.formats.compressed_tensors.find import find_config
-from fewbits.formats.compressed_tensors.headers import (
+from fewbits.formats.compressed_tensors import sparse
+from fewbits.formats.compressed_tensors.headers import with_stored_scales
+from fewbits.formats.compressed_tensors.layouts import LAYOUTS, Layout, layout_of
+from fewbits.formats.compressed_tensors.matching import NEVER_TARGETS, Patterns
+from fewbits.formats.find import find_config
+from fewbits.formats.resolved import Arrays, FormatReport, ModuleKind, Resolved, StoredModule, Warn
+from fewbits.formats.stored import (
     DENSE_DTYPES,
     Mismatch,
     dense_spec,
-    with_stored_scales,
+    failed,
+    incomplete,
+    matrix,
+    module_dtype,
+    present,
 )
-from fewbits.formats.compressed_tensors.layouts import LAYOUTS, Layout, layout_of
-from fewbits.formats.compressed_tensors.matching import NEVER_TARGETS, Patterns
-from fewbits.formats.resolved import Arrays, FormatReport, ModuleKind, Resolved, StoredModule, Warn
 from fewbits.qweight import QLinear
 from fewbits.spec import QuantSpec, WeightSpec
-
-__all__ = ["CompressedTensors", "claim", "find_config"]
 
 _OUTPUT_SUFFIXES = ("output_scale", "output_zero_point")
 _BESIDE = (*activations.SUFFIXES, *_OUTPUT_SUFFIXES, "bias")  # what any layout may have
 _MARLIN_24 = ("meta", "scale_packed")
 Rule = tuple[str | None, str | None]  # the target and the ignore entry that a module's name falls under
-_OPEN = WeightSpec("float", 0)  # of modules whose tensors don't tell
 
 
 def claim(checkpoint: Checkpoint) -> CompressedTensors | None:
@@ -93,23 +90,23 @@ class CompressedTensors:
         tensors = module.tensors
         if any(suffix in tensors for suffix in _MARLIN_24):
             text = "marlin-24 is a GPU kernel's own layout, which never had a decoder"
-            return _failed(module, "", ("format-refused", text))
+            return failed(module, "", ("format-refused", text))
         if sparse.prefixes(tensors):
             return self._resolve_sparse(module, scheme, ignored)
-        dense = dense_spec(module)
+        dense = dense_spec(module.tensors)
         layout = layout_of(tensors)
         if layout is None:
-            return _incomplete(module)
+            return incomplete(module)
         expected = scheme.spec if scheme is not None and not ignored else None
         if dense is not None:
             if layout.name != "dense":
                 both = f"a {dense} weight and {layout.name} tensors are stored side by side; nothing says which counts"
-                return _failed(module, layout.name, ("tensors-disagree", both))
+                return failed(module, layout.name, ("tensors-disagree", both))
             return self._dense(module, dense, layout, expected)
         if "weight_scale" not in tensors:
-            return _incomplete(module)
+            return incomplete(module)
         if scheme is not None and scheme.problem is not None and not ignored:
-            return _failed(module, layout.name, scheme.problem)
+            return failed(module, layout.name, scheme.problem)
         if scheme is None or scheme.spec is None:
             why = "the config ignores it" if ignored else "no config group covers it"
             return self._from_tensors(module, layout, why)
@@ -118,7 +115,7 @@ class CompressedTensors:
         except Mismatch as mismatch:
             if ignored:
                 return self._from_tensors(module, layout, "the config ignores it")
-            return _failed(module, layout.name, ("tensors-disagree", f"{scheme.name}: {mismatch}"))
+            return failed(module, layout.name, ("tensors-disagree", f"{scheme.name}: {mismatch}"))
         if not ignored:
             return resolved
         text = f"the config ignores it, but it is stored as {resolved.spec.weight}; it runs as stored"
@@ -128,12 +125,12 @@ class CompressedTensors:
         try:
             whole = sparse.expanded(module)
         except Mismatch as mismatch:
-            return _failed(module, "", ("sparse-invalid", str(mismatch)))
+            return failed(module, "", ("sparse-invalid", str(mismatch)))
         resolved = self._resolve(whole, scheme, ignored)
         bias = whole.tensors.get("bias")
         if bias is not None and (bias.dtype not in DENSE_DTYPES or bias.shape != resolved.shape[:1]):
             text = f"has a bias of {bias.dtype} {list(bias.shape)} and {resolved.shape[0]} rows"
-            return _failed(module, "", ("tensors-disagree", text))
+            return failed(module, "", ("tensors-disagree", text))
         notices = resolved.notices
         if resolved.error is None:
             text = "stored sparse, as a bitmask and values; it is expanded when it is loaded, and runs as"
@@ -156,7 +153,7 @@ class CompressedTensors:
             weight.number,
             layout.name,
             "its tensors" if notices else "",
-            _present(module, layout.suffixes, unused, _BESIDE),
+            present(module, layout.suffixes, unused, _BESIDE),
             tuple(notices),
         )
 
@@ -182,8 +179,8 @@ class CompressedTensors:
             notices.append(("act-scale-unused", unused))
         if "output_scale" in tensors:
             notices.append(("output-scale-unused", "a static output scale is stored; outputs stay unquantized"))
-        claimed = _present(module, layout.suffixes, _BESIDE)
-        dtype = _module_dtype(module, weight)
+        claimed = present(module, layout.suffixes, _BESIDE)
+        dtype = module_dtype(tensors)
         return Resolved(QuantSpec(weight, act), shape, dtype, layout.name, "", claimed, tuple(notices), error)
 
     def _from_tensors(self, module: StoredModule, layout: Layout, why: str) -> Resolved:
@@ -194,17 +191,17 @@ class CompressedTensors:
                 spec = with_stored_scales(module.tensors, spec)
                 shape = layout.shape(module, spec)
         except Mismatch as mismatch:
-            return _failed(module, layout.name, ("tensors-disagree", f"{why}, and {mismatch}"))
+            return failed(module, layout.name, ("tensors-disagree", f"{why}, and {mismatch}"))
         if spec is None:
             text = f"stored quantized, but {why} and the tensors leave bits or group size open"
-            return _failed(module, layout.name, ("tensors-open", text))
+            return failed(module, layout.name, ("tensors-open", text))
         code = "ignored-but-quantized" if why == "the config ignores it" else "unmatched-but-quantized"
         notices = [(code, f"{why}, but it is stored as {spec}; it runs as stored")]
         unused = activations.unused(module.tensors, None)
         if unused is not None:
             notices.append(("act-scale-unused", unused))
-        claimed = _present(module, layout.suffixes, _BESIDE)
-        dtype = _module_dtype(module, spec)
+        claimed = present(module, layout.suffixes, _BESIDE)
+        dtype = module_dtype(module.tensors)
         return Resolved(QuantSpec(spec), shape, dtype, layout.name, "its tensors", claimed, tuple(notices))
 
     def _likely(self, module: StoredModule, layout: Layout) -> WeightSpec | None:
@@ -226,15 +223,11 @@ class CompressedTensors:
         layout = next(layout for layout in LAYOUTS if layout.name == resolved.layout)
         if sparse.prefixes(resolved.claimed):
             arrays = sparse.Expanded(module, arrays, {"weight": resolved.shape})
-        spec, shape = resolved.spec, _matrix(resolved.shape)
+        spec, shape = resolved.spec, matrix(resolved.shape)
         weight = layout.decode(module, spec.weight, shape, arrays, warn, self.config.version)
         if weight.spec.quantized:
             scales.check(weight, module, "weight_scale")
-        bias = arrays.get("bias")
-        if bias is not None:
-            with np.errstate(over="ignore"):
-                bias = bias.astype(np.float32)
-            check_finite(bias, f"{module}.bias")
+        bias = values.bias(arrays.get("bias"), f"{module}.bias")
         return activations.with_input_scales(module, weight, spec.act, bias, arrays, warn)
 
     # ---- reporting ---------------------------------------------------------------------------------------------
@@ -262,41 +255,3 @@ def _other_dialect(pattern: str) -> str:
     if "*" in pattern and not pattern.startswith("re:"):
         return "; it looks like a wildcard, which compressed-tensors doesn't have"
     return ""
-
-
-def _present(module: StoredModule, *groups: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(suffix for group in groups for suffix in group if suffix in module.tensors))
-
-
-def _matrix(shape: tuple[int, ...]) -> tuple[int, int]:
-    """[N, K] of any dense tensor: a vector is a column."""
-    return (shape[0] if shape else 1, math.prod(shape[1:]))
-
-
-def _module_dtype(module: StoredModule, weight: WeightSpec) -> str:
-    """The dtype a quantized module computes in: that of its scales where these are floats of 16 bits or more."""
-    stored = DTYPES[module.tensors["weight_scale"].dtype][1].name
-    return stored if stored in ("bfloat16", "float16", "float32") else ""
-
-
-def _failed(module: StoredModule, layout: str, error: tuple[str, str]) -> Resolved:
-    shape = _rough_shape(module)
-    return Resolved(QuantSpec(_OPEN), shape, "", layout, "", tuple(module.tensors), (), error)
-
-
-def _incomplete(module: StoredModule) -> Resolved:
-    found = ", ".join(f"{suffix} {info.dtype} {list(info.shape)}" for suffix, info in sorted(module.tensors.items()))
-    weight = module.tensors.get("weight")
-    if weight is not None and weight.dtype not in DENSE_DTYPES and "weight_scale" not in module.tensors:
-        text = f"{weight.dtype} weights without weight_scale: no scale has a default (stored: {found})"
-    else:
-        text = f"its tensors make no weight that fewbits knows (stored: {found})"
-    return _failed(module, "", ("module-incomplete", text))
-
-
-def _rough_shape(module: StoredModule) -> tuple[int, int]:
-    for suffix in ("weight", "weight_packed", "bitmask", "weight.bitmask"):
-        if suffix in module.tensors:
-            shape = module.tensors[suffix].shape
-            return (shape[0] if shape else 1, shape[-1] if len(shape) > 1 else 1)
-    return (0, 0)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from fewbits.checkpoint.files import DTYPES
 from fewbits.errors import CheckpointError
-from fewbits.formats import packing, scales
+from fewbits.formats import packing, scales, values
 from fewbits.formats.blocks import decoded
 from fewbits.formats.compressed_tensors.config import E8M0
 from fewbits.formats.compressed_tensors.headers import DENSE_SINCE, Version
@@ -20,31 +20,6 @@ from fewbits.qweight import QWeight, pack_nibbles
 from fewbits.spec import WHOLE, WeightSpec
 
 Array = NDArray[Any]
-
-_CHECKED_AT_ONCE = 1 << 18  # numbers: what a check makes of them stays in the cache
-_EXPONENTS = {"float16": 0x7C00, "bfloat16": 0x7F80, "float32": 0x7F800000, "float64": 0x7FF << 52}
-
-
-def check_finite(values: Array, tensor: str, row: int = 0) -> None:
-    """Raise weight-nan where floats of 16 bits or more hold a NaN or an infinity: an exponent of all ones.
-
-    `row` is the index of the first row in the tensor.
-    """
-    exponent = _EXPONENTS[values.dtype.name]
-    _refuse(values.view(f"u{values.itemsize}"), exponent, tensor, "a value that is not finite", row)
-
-
-def _refuse(codes: Array, mask: int, tensor: str, what: str, row: int = 0) -> None:
-    """Raise weight-nan where a code has all bits of `mask` set."""
-    flat = codes.reshape(-1)
-    bits = flat.dtype.type(mask)
-    for begin in range(0, flat.size, _CHECKED_AT_ONCE):
-        masked = flat[begin : begin + _CHECKED_AT_ONCE] & bits
-        if masked.max() == bits:
-            place = [int(index) for index in np.unravel_index(begin + int(masked.argmax()), codes.shape)]
-            place[:1] = [row + index for index in place[:1]]
-            text = f"holds {what} at {place}"
-            raise CheckpointError("weight-nan", text, module=tensor)
 
 
 def _scale(arrays: Arrays, spec: WeightSpec, shape: tuple[int, int]) -> Array:
@@ -166,16 +141,11 @@ def decode_plain(
 ) -> QWeight:
     weight = arrays["weight"]
     if spec.kind == "float":
-
-        def checked(rows: Array, begin: int) -> Array:
-            codes = rows.view(np.uint8)
-            _refuse(codes, 0x7F, f"{module}.weight", "the code of NaN", begin)
-            return codes
-
         if "weight_zero_point" in arrays and arrays["weight_zero_point"].astype(np.float32).any():
             text = "is not zero, and float weights have no zero point"
             raise CheckpointError("tensors-disagree", text, module=f"{module}.weight_zero_point")
-        return QWeight(spec, shape, decoded(weight, checked), _scale(arrays, spec, shape))
+        codes = values.float8_codes(weight, spec, f"{module}.weight")
+        return QWeight(spec, shape, codes, _scale(arrays, spec, shape))
     middle = 1 << (spec.bits - 1)
 
     def offset_binary(rows: Array, begin: int) -> Array:
@@ -200,26 +170,11 @@ def decode_fp4(
 def decode_fp6(
     module: str, spec: WeightSpec, shape: tuple[int, int], arrays: Arrays, warn: Warn, version: Version
 ) -> QWeight:
-    shifts = np.array([0, 6, 12, 18], np.uint32)
-    step = max(1, _CHECKED_AT_ONCE // max(shape[1], 1))
-
-    def unpacked(packed: Array, _: int) -> Array:
-        codes = np.empty((len(packed), shape[1]), np.uint8)
-        for begin in range(0, len(packed), step):
-            triples = packed[begin : begin + step].view(np.uint8).reshape(-1, shape[1] // 4, 3).astype(np.uint32)
-            words = triples[:, :, 0] | triples[:, :, 1] << 8 | triples[:, :, 2] << 16
-            codes[begin : begin + step] = (words[:, :, None] >> shifts & np.uint32(63)).reshape(len(triples), -1)
-        return codes
-
-    return QWeight(spec, shape, decoded(arrays["weight_packed"], unpacked), _scale(arrays, spec, shape))
+    codes = decoded(arrays["weight_packed"], lambda rows, _: packing.unpack_sextets(rows.view(np.uint8), shape[1]))
+    return QWeight(spec, shape, codes, _scale(arrays, spec, shape))
 
 
 def decode_dense(
     module: str, spec: WeightSpec, shape: tuple[int, int], arrays: Arrays, warn: Warn, version: Version
 ) -> QWeight:
-    def checked(rows: Array, begin: int) -> Array:
-        rows = rows.reshape(*(rows.shape[:1] or (1,)), shape[1])
-        check_finite(rows, f"{module}.weight", begin)
-        return rows.view(np.uint16) if spec.bits == 16 else rows
-
-    return QWeight(spec, shape, decoded(arrays["weight"], checked))
+    return values.dense_weight(arrays["weight"], spec, shape, f"{module}.weight")

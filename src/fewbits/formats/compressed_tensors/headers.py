@@ -7,28 +7,16 @@ from dataclasses import replace
 
 import numpy as np
 
-from fewbits.checkpoint.files import DTYPES, TensorInfo
+from fewbits.checkpoint.files import DTYPES
 from fewbits.formats import packing, scales
 from fewbits.formats.compressed_tensors.config import E8M0
 from fewbits.formats.resolved import StoredModule
-from fewbits.spec import WHOLE, WeightSpec, dense
+from fewbits.formats.stored import DENSE_DTYPES, Mismatch, Tensors, check_groups, two
+from fewbits.spec import WHOLE, WeightSpec
 
-Tensors = dict[str, TensorInfo]
 Version = tuple[int, ...]  # of compressed-tensors; (0,) where the file doesn't say
 
-DENSE_DTYPES = ("BF16", "F16", "F32", "F64")
 DENSE_SINCE = (0, 18)  # from this version on 3, 5, 6 and 7 bits are packed without padding
-
-
-class Mismatch(Exception):
-    """The tensors can't hold what the spec says; the text says how they differ."""
-
-
-def _two(tensors: Tensors, suffix: str) -> tuple[int, int]:
-    shape = tensors[suffix].shape
-    if len(shape) != 2:
-        raise Mismatch(f"{suffix} has {len(shape)} dimensions")
-    return shape[0], shape[1]
 
 
 def with_stored_scales(tensors: Tensors, spec: WeightSpec) -> WeightSpec:
@@ -58,13 +46,6 @@ def _check_scale(tensors: Tensors, spec: WeightSpec, shape: tuple[int, int]) -> 
         raise Mismatch(
             f"weight_scale has shape {list(stored)}, {spec} of {list(shape)} needs {list(spec.blocks_of(shape))}"
         )
-
-
-def check_groups(spec: WeightSpec, columns: int) -> None:
-    """Blocks of several rows may be ragged, groups may not."""
-    rows, group = spec.block
-    if rows == 1 and group != WHOLE and columns % group:
-        raise Mismatch(f"{columns} columns don't divide into groups of {group}")
 
 
 def _columns_of(module: StoredModule, spec: WeightSpec, width: int) -> int:
@@ -116,7 +97,7 @@ def packed_shape(module: StoredModule, spec: WeightSpec) -> tuple[int, int]:
     tensors = module.tensors
     if spec.kind == "float":
         raise Mismatch(f"weight_packed is int32, which holds integers, not {spec.number}")
-    rows, width = _two(tensors, "weight_packed")
+    rows, width = two(tensors, "weight_packed")
     _check_weight_shape(tensors)
     shape = (rows, _columns_of(module, spec, width))
     if not _fits_width(width, shape[1], spec.bits) or (module.expected and module.expected[1] != shape[1]):
@@ -155,7 +136,7 @@ def _check_zero_point(tensors: Tensors, spec: WeightSpec, shape: tuple[int, int]
 
 def plain_shape(module: StoredModule, spec: WeightSpec) -> tuple[int, int]:
     tensors = module.tensors
-    shape = _two(tensors, "weight")
+    shape = two(tensors, "weight")
     dtype = tensors["weight"].dtype
     if (dtype == "F8_E4M3") != (spec.kind == "float") or (dtype == "F8_E4M3" and spec.bits != 8):
         raise Mismatch(f"weight is {dtype}, which doesn't hold {spec.number}")
@@ -169,7 +150,7 @@ def packed_float_shape(bits: int) -> Callable[[StoredModule, WeightSpec], tuple[
     def shape_of(module: StoredModule, spec: WeightSpec) -> tuple[int, int]:
         if spec.kind != "float" or spec.bits != bits:
             raise Mismatch(f"weight_packed is uint8, which holds fp{bits} here, not {spec.number}")
-        rows, width = _two(module.tensors, "weight_packed")
+        rows, width = two(module.tensors, "weight_packed")
         shape = (rows, width * 8 // bits)
         if width * 8 % bits:
             raise Mismatch(f"weight_packed is {width} bytes wide, which is no whole number of {bits}-bit codes")
@@ -205,7 +186,7 @@ def _group_of(scale: tuple[int, ...], rows: int, columns: int) -> tuple[int, int
 def packed_says(module: StoredModule, version: Version) -> WeightSpec | None:
     """Bits and block of a packed integer weight that no group explains: they need the unpacked K."""
     tensors = module.tensors
-    rows, width = _two(tensors, "weight_packed")
+    rows, width = two(tensors, "weight_packed")
     columns = _stored_columns(module)
     if columns is None and module.expected:
         columns = module.expected[1]
@@ -235,7 +216,7 @@ def _integers(tensors: Tensors, bits: int, block: tuple[int, int]) -> WeightSpec
 
 def plain_says(module: StoredModule, version: Version) -> WeightSpec | None:
     tensors = module.tensors
-    rows, columns = _two(tensors, "weight")
+    rows, columns = two(tensors, "weight")
     block = _group_of(tensors["weight_scale"].shape, rows, columns)
     if block is None:
         return None
@@ -249,7 +230,7 @@ def plain_says(module: StoredModule, version: Version) -> WeightSpec | None:
 
 def float_says(module: StoredModule, version: Version) -> WeightSpec | None:
     tensors = module.tensors
-    _, width = _two(tensors, "weight_packed")
+    _, width = two(tensors, "weight_packed")
     columns = tensors["weight_scale"].shape[-1] if tensors["weight_scale"].shape else 0
     if "weight_global_scale" in tensors:
         return WeightSpec("float", 4, (1, 16), "", exponent=2, mantissa=1, global_scale=True)
@@ -258,11 +239,3 @@ def float_says(module: StoredModule, version: Version) -> WeightSpec | None:
     if columns and width == columns * 24:
         return WeightSpec("float", 6, (1, 32), E8M0, exponent=2, mantissa=3)
     return None
-
-
-def dense_spec(module: StoredModule, version: Version = (0,)) -> WeightSpec | None:
-    """The spec of `weight` where it is a float of 16 bits or more, else None."""
-    info = module.tensors.get("weight")
-    if info is None or info.dtype not in DENSE_DTYPES:
-        return None
-    return dense(DTYPES[info.dtype][1].name)

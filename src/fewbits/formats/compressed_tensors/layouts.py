@@ -17,11 +17,8 @@ from fewbits.formats.compressed_tensors.decoding import (
     decode_plain,
 )
 from fewbits.formats.compressed_tensors.headers import (
-    DENSE_DTYPES,
-    Tensors,
     Version,
     dense_shape,
-    dense_spec,
     float_says,
     packed_float_shape,
     packed_says,
@@ -30,6 +27,7 @@ from fewbits.formats.compressed_tensors.headers import (
     plain_shape,
 )
 from fewbits.formats.resolved import Arrays, StoredModule, Warn
+from fewbits.formats.stored import DENSE_DTYPES, Tensors, dense_spec
 from fewbits.qweight import QWeight
 from fewbits.spec import WeightSpec
 
@@ -92,7 +90,7 @@ LAYOUTS: tuple[Layout, ...] = (
         ("weight",),
         lambda tensors: _dtype(tensors, "weight") in DENSE_DTYPES,
         dense_shape,
-        dense_spec,
+        lambda module, version: dense_spec(module.tensors),
         decode_dense,
     ),
 )

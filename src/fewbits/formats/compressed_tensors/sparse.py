@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from fewbits.checkpoint.files import DTYPES, TensorInfo
 from fewbits.errors import CheckpointError
-from fewbits.formats.compressed_tensors.headers import Mismatch
 from fewbits.formats.resolved import Arrays, StoredModule
+from fewbits.formats.stored import Mismatch
 
 Array = NDArray[Any]
 

@@ -1,0 +1,330 @@
+"""AMD Quark's own exports: every scheme that it writes, held to what Quark itself reads back from its files; and the
+cases that went wrong in engines that fuse modules and guess shapes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+from make import llama, llama_tensors, write
+from safetensors.numpy import load_file
+
+import fewbits
+from fewbits.engine.kvcache import KVCache, Part
+from fewbits.errors import FewbitsError
+from fewbits.kernels.reference.ops import ReferenceOps
+from fewbits.load import decode, inspect, load
+
+EXPORTS = Path(__file__).parents[1] / "exports" / "quark"
+DESCRIBED = {path.parent.name: json.loads(path.read_text()) for path in sorted(EXPORTS.glob("*/expected.json"))}
+# Its custom modes write other formats; and the file-to-file exporter gives inputs no scale to calibrate.
+OTHER_FORMATS = {"custom-awq": "awq", "custom-awq-symmetric": "awq", "custom-fp8": "fp8", "custom-fp8-kv": "fp8"}
+REFUSED = {
+    "files-floats": {"scale-missing"},
+    "files-step": {"config-missing"},  # a config of one key
+    "floats": {"scheme-unknown", "kernel-none"},  # rounding modes of scales, inputs in e3m2
+}
+IN_NUMPY = ("integers-narrow",)  # zero points that are floats: with --allow-reference
+RUN = [name for name in DESCRIBED if name not in (*OTHER_FORMATS, *REFUSED, *IN_NUMPY)]
+# What expected.json says of it isn't what Quark wrote: the scale in the file isn't the one that it was made with.
+NOT_AS_DESCRIBED = {"files-floats": {"model.layers.0.self_attn.v_proj"}}
+
+
+def digest(values: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(values, np.float32).tobytes()).hexdigest()
+
+
+def as_quark_multiplies(weight: Any) -> np.ndarray:
+    """In float32: of NVFP4 the scales by each other first, of two stages of codes the later one first."""
+    if weight.global_scale is None:
+        return weight.dequantize().astype(np.float32)
+    scale, whole = weight.scale.astype(np.float32), np.float32(weight.global_scale)
+    ones = replace(weight, scale=np.ones_like(scale), global_scale=None).dequantize().astype(np.float32)
+    if weight.spec.kind == "float":
+        return ones * weight.spread(scale * whole)
+    return ones * weight.spread(scale) * whole
+
+
+@pytest.mark.parametrize("name", [name for name in DESCRIBED if name not in OTHER_FORMATS])
+def test_weights_are_those_that_quark_holds(name: str) -> None:
+    plan = inspect(EXPORTS / name)
+    assert plan.checkpoint is not None
+    refused = {row.name for row in plan.rows if row.resolved is not None and row.resolved.error}
+    refused |= NOT_AS_DESCRIBED.get(name, set())
+    expected = {module: one["sha256"] for module, one in DESCRIBED[name]["decoded"].items() if module not in refused}
+    found = {}
+    with plan.checkpoint.reader() as reader:
+        for row in plan.rows:
+            if row.name in expected:
+                linear, notices = decode(plan, row, reader)
+                assert notices == []
+                found[row.name] = digest(as_quark_multiplies(linear.weight))
+    assert found == expected
+
+
+@pytest.mark.parametrize("name", DESCRIBED)
+def test_what_runs_and_what_is_refused(name: str) -> None:
+    plan = inspect(EXPORTS / name)
+    codes = {error.code for error in plan.errors}
+    if name in OTHER_FORMATS:
+        [error] = [error for error in plan.errors if error.code == "format-unknown"]
+        assert f"'{OTHER_FORMATS[name]}'" in error.text
+        return
+    assert codes == REFUSED.get(name, set())
+    assert plan.leftover_tensors == []
+    assert {one.code for one in plan.warnings} <= {"fake-quantized"}
+    if name in RUN:
+        quantized = {row.name for row in plan.rows if row.spec.weight.quantized}
+        assert quantized == set(DESCRIBED[name]["decoded"])
+        assert all(row.executed_as == "native" for row in plan.rows if row.kind == "linear" and row.name in quantized)
+
+
+@pytest.mark.parametrize("name", RUN)
+def test_native_logits_are_the_references(name: str) -> None:
+    ids = [3, 7, 11, 30, 5]
+    native = fewbits.LLM(EXPORTS / name).logits(ids)
+    loaded = load(EXPORTS / name, allow_reference=True, ops=ReferenceOps())
+    expected = reference_logits(loaded, ids)
+    # An input's code may fall on the other side of a border: of 4 bits that is a large step.
+    coarse = any(row.spec.act is not None and row.spec.act.bits == 4 for row in loaded.plan.rows)
+    assert np.linalg.norm(native - expected) < (0.2 if coarse else 0.05) * np.linalg.norm(expected)
+
+
+def reference_logits(loaded: Any, ids: list[int]) -> np.ndarray:
+    cache = KVCache(loaded.cache_layers, max_pages=4)
+    output = loaded.decoder.forward(cache.batch([Part(0, ids, logits=len(ids))]), cache)
+    return np.asarray(output.logits)
+
+
+# ---- the cases that began it ------------------------------------------------------------------------------------
+
+
+def quantization(weight: dict[str, Any], inputs: dict[str, Any] | None, **more: Any) -> dict[str, Any]:
+    whole = {"weight": weight, "input_tensors": inputs, "output_tensors": None, "bias": None}
+    return {"quant_method": "quark", "global_quant_config": whole, "export": {"pack_method": "reorder"}, **more}
+
+
+def int8(scheme: str = "per_channel", axis: int | None = 0, dynamic: bool = False, **more: Any) -> dict[str, Any]:
+    spec = {"dtype": "int8", "qscheme": scheme, "ch_axis": axis, "is_dynamic": dynamic, "symmetric": True}
+    return spec | more
+
+
+PER_TOKEN = quantization(int8(), int8(axis=1, dynamic=True))
+
+
+def copied(name: str, folder: Path, **changes: Any) -> Path:
+    """A fixture with keys of its quantization block changed."""
+    shutil.copytree(EXPORTS / name, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] |= changes
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def rewritten(name: str, folder: Path, change: Any) -> Path:
+    """A fixture with other tensors: `change` is given them, and gives them back."""
+    shutil.copytree(EXPORTS / name, folder)
+    tensors = change(load_file(EXPORTS / name / "model.safetensors"))
+    return write(folder, tensors, (folder / "config.json").read_bytes())
+
+
+def test_the_same_int8_weights_from_compressed_tensors_give_the_same_logits(tmp_path: Path) -> None:
+    name = "int8-per-token-head"
+    ids = [3, 7, 11, 30, 5]
+    tensors = {}
+    for key, value in load_file(EXPORTS / name / "model.safetensors").items():
+        if key.endswith("weight_scale"):
+            value = value.reshape(-1, 1)
+        if not key.endswith("weight_zero_point"):
+            tensors[key] = value
+    weights = {"num_bits": 8, "type": "int", "strategy": "channel", "symmetric": True}
+    inputs = {"num_bits": 8, "type": "int", "strategy": "token", "dynamic": True, "symmetric": True}
+    group = {"targets": ["Linear"], "weights": weights, "input_activations": inputs}
+    config = json.loads((EXPORTS / name / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "compressed-tensors", "config_groups": {"group_0": group}}
+    other = write(tmp_path / "ct", tensors, config)
+    found, expected = fewbits.LLM(EXPORTS / name).logits(ids), fewbits.LLM(other).logits(ids)
+    np.testing.assert_array_equal(found, expected)
+    assert np.isfinite(found).all() and found.std() > 0
+
+
+@pytest.mark.parametrize("shape", [(-1,), (-1, 1), (1, -1)])
+def test_a_scale_for_each_row_is_one_whatever_its_shape(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    def change(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        ends = ("weight_scale", "weight_zero_point")
+        return {key: value.reshape(shape) if key.endswith(ends) else value for key, value in tensors.items()}
+
+    folder = rewritten("int8-per-token-head", tmp_path / "made", change)
+    ids = [3, 7, 11]
+    expected = fewbits.LLM(EXPORTS / "int8-per-token-head").logits(ids)
+    np.testing.assert_array_equal(fewbits.LLM(folder).logits(ids), expected)
+
+
+def test_a_static_scale_for_the_tensor_may_have_one_dimension(tmp_path: Path) -> None:
+    """As older exports have it."""
+    ends = ("_scale", "_zero_point")
+    folder = rewritten(
+        "int8-static",
+        tmp_path / "made",
+        lambda tensors: {key: value.reshape(1) if key.endswith(ends) else value for key, value in tensors.items()},
+    )
+    ids = [3, 7, 11]
+    np.testing.assert_array_equal(fewbits.LLM(folder).logits(ids), fewbits.LLM(EXPORTS / "int8-static").logits(ids))
+
+
+def test_zero_points_that_arent_zero_are_applied(tmp_path: Path) -> None:
+    """`symmetric` and a zero point contradict each other: the stored number counts, and the plan's reader is told."""
+
+    def change(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        tensors["lm_head.weight_zero_point"] = np.full_like(tensors["lm_head.weight_zero_point"], 3)
+        return tensors
+
+    folder = rewritten("int8-per-token-head", tmp_path / "made", change)
+    plan = inspect(folder)
+    assert plan.checkpoint is not None
+    row = next(row for row in plan.rows if row.name == "lm_head")
+    with plan.checkpoint.reader() as reader:
+        linear, notices = decode(plan, row, reader)
+    tensors = load_file(folder / "model.safetensors")
+    scale = tensors["lm_head.weight_scale"].astype(np.float64)[:, np.newaxis]
+    expected = (tensors["lm_head.weight"].astype(np.float64) - 3) * scale
+    np.testing.assert_array_equal(linear.weight.dequantize(), expected)
+    assert [one.code for one in notices] == ["zero-point-kept"]
+
+
+def test_exclude_names_the_unfused_modules() -> None:
+    """Those of a shared expert and of attention that are excluded, and no others, are left as they are."""
+    plan = inspect(EXPORTS / "files-step")
+    stored = {row.name.removeprefix("model.layers.3."): row.spec.weight.quantized for row in plan.rows}
+    dense = {"self_attn.q_proj", "share_expert.gate_proj", "moe.gate"}
+    quantized = {"self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"}
+    quantized |= {"share_expert.up_proj", "share_expert.down_proj"}
+    assert {name for name in dense if stored[name]} == set()
+    assert {name for name in quantized if not stored[name]} == set()
+    decided = {row.name: row.decided_by for row in plan.rows}
+    assert decided["model.layers.3.share_expert.gate_proj"].startswith("exclude entry")
+    assert decided["model.layers.3.share_expert.up_proj"] == "global_quant_config"
+
+
+@pytest.mark.parametrize("entry", ["lm_head", "*head", "lm_?ead", "re:lm_.*"])
+def test_excluded_but_quantized_runs_as_it_is_stored(tmp_path: Path, entry: str) -> None:
+    folder = copied("int8-per-token-head", tmp_path / "made", exclude=[entry])
+    plan = inspect(folder)
+    [warning] = plan.warnings
+    assert (warning.code, warning.module) == ("ignored-but-quantized", "lm_head")
+    ids = [3, 7, 11]
+    expected = fewbits.LLM(EXPORTS / "int8-per-token-head").logits(ids)
+    np.testing.assert_array_equal(fewbits.LLM(folder).logits(ids), expected)
+
+
+def test_every_expert_of_a_stack_has_its_own_rows_of_a_scale(tmp_path: Path) -> None:
+    """Scales [E, N] where E is N too, as a stack's only confusion could be."""
+    name = "moe-int8"
+    config = json.loads((EXPORTS / name / "config.json").read_text())
+    experts = config["num_local_experts"]
+    tensors = load_file(EXPORTS / name / "model.safetensors")
+    stacked = {key: value for key, value in tensors.items() if ".experts." not in key}
+    for part in ("gate_proj", "up_proj", "down_proj"):
+        for suffix in ("weight", "weight_scale", "weight_zero_point"):
+            ones = [tensors[f"model.layers.0.mlp.experts.{e}.{part}.{suffix}"] for e in range(experts)]
+            stacked[f"model.layers.0.mlp.experts.{part}.{suffix}"] = np.stack(ones)
+    folder = write(tmp_path / "made", stacked, config)
+    plan = inspect(folder)
+    assert plan.errors == [] and plan.leftover_tensors == []
+    ids = [3, 7, 11, 30]
+    np.testing.assert_array_equal(fewbits.LLM(folder).logits(ids), fewbits.LLM(EXPORTS / name).logits(ids))
+
+
+# ---- configs that contradict the tensors, or mean nothing ------------------------------------------------------------
+
+
+def plan_of(folder: Path, config: dict[str, Any], **tensors: Any) -> Any:
+    """The plan of a small Llama whose o_proj has these tensors."""
+    stored = llama_tensors()
+    name = "model.layers.0.self_attn.o_proj"
+    del stored[f"{name}.weight"]
+    stored |= {f"{name}.{suffix}": value for suffix, value in tensors.items()}
+    return inspect(write(folder, stored, llama(config)))
+
+
+O_PROJ = (64, 64)
+CODES = np.ones(O_PROJ, np.int8)
+SCALE = np.ones(O_PROJ[0], np.float32)
+
+
+@pytest.mark.parametrize(
+    ("config", "tensors", "code"),
+    [
+        (PER_TOKEN, {"weight": CODES}, "module-incomplete"),
+        (PER_TOKEN, {"weight": CODES, "weight_scale": np.ones(3, np.float32)}, "tensors-disagree"),
+        (PER_TOKEN, {"weight": CODES.view(np.uint8), "weight_scale": SCALE}, "tensors-disagree"),
+        (quantization(int8(), int8("per_tensor", None)), {"weight": CODES, "weight_scale": SCALE}, "scale-missing"),
+        (quantization(int8(axis=1), None), {"weight": CODES, "weight_scale": SCALE}, "scheme-unknown"),
+        (quantization(int8("per_group", -1), None), {"weight": CODES, "weight_scale": SCALE}, "config-missing"),
+        (quantization(int8(dynamic=True), None), {"weight": CODES, "weight_scale": SCALE}, "scheme-contradiction"),
+        (quantization(int8() | {"dtype": "mx6"}, None), {"weight": CODES, "weight_scale": SCALE}, "scheme-unknown"),
+        (quantization(int8() | {"dtype": 5}, None), {"weight": CODES, "weight_scale": SCALE}, "config-type"),
+        (quantization([int8(), int8()], None), {"weight": CODES, "weight_scale": SCALE}, "scheme-unknown"),  # type: ignore[arg-type]
+        (
+            PER_TOKEN | {"global_quant_config": None},
+            {"weight": np.ones((64, 8), np.int32), "weight_scale": SCALE},
+            "tensors-open",
+        ),
+        (
+            PER_TOKEN,
+            {"weight": CODES, "weight_scale": SCALE, "input_rotation": np.ones((64, 64), np.int8)},
+            "transform-online",
+        ),
+    ],
+)
+def test_what_cant_be_run_is_refused_with_its_reason(tmp_path: Path, config: Any, tensors: Any, code: str) -> None:
+    plan = plan_of(tmp_path / "made", config, **tensors)
+    assert code in {error.code for error in plan.errors if error.module == "model.layers.0.self_attn.o_proj"}
+    with pytest.raises(FewbitsError):
+        load(tmp_path / "made")
+
+
+def test_online_rotations_of_the_config_are_refused_by_name(tmp_path: Path) -> None:
+    rotation = {"name": "rotation", "r1": True, "r2": True, "r3": False, "r4": True, "online_r1_rotation": False}
+    folder = copied("int8-per-token-head", tmp_path / "made", algo_config=[rotation])
+    [error] = inspect(folder).errors
+    assert error.code == "transform-online" and "r4" in error.text and "r1" not in error.text
+    rotation["r4"] = False
+    shutil.rmtree(folder)
+    assert inspect(copied("int8-per-token-head", folder, algo_config=[rotation])).errors == []
+
+
+def test_layers_go_before_types_and_these_before_the_rest(tmp_path: Path) -> None:
+    """The first entry in the file's order counts; null stands for nothing."""
+    wide = quantization(int8("per_tensor", None), None)["global_quant_config"]
+    folder = copied(
+        "int8-per-token-head",
+        tmp_path / "made",
+        layer_quant_config={"*.q_proj": wide, "model.layers.0.self_attn.*": None},
+        layer_type_quant_config=None,
+        exclude=None,
+    )
+    plan = inspect(folder)
+    decided = {row.name.rpartition(".")[2]: row.decided_by for row in plan.rows}
+    assert decided["k_proj"] == "its tensors"  # quantized, though its entry says that it isn't
+    assert {one.code for one in plan.warnings} == {"unmatched-but-quantized"}
+    [error] = plan.errors
+    assert error.module == "model.layers.0.self_attn.q_proj" and "layer_quant_config.*.q_proj" in error.text
+    assert decided["up_proj"] == "global_quant_config"
+
+
+def test_scales_that_are_no_scales_are_found(tmp_path: Path) -> None:
+    def change(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        tensors["lm_head.weight_scale"] = np.full_like(tensors["lm_head.weight_scale"], ml_dtypes.bfloat16("nan"))
+        return tensors
+
+    with pytest.raises(FewbitsError, match="lm_head.weight_scale"):
+        fewbits.LLM(rewritten("int8-per-token-head", tmp_path / "made", change))
