@@ -33,6 +33,7 @@ class Meaning(NamedTuple):
 
 
 INT4 = "int4 g32 × a16"
+STEP = "model.layers.3"
 MEANINGS: dict[str, Meaning] = {
     "A quantized lm_head taken for an unquantized one": Meaning({"lm_head": INT4}),
     "A head that the config ignores and the file holds packed": Meaning({"lm_head": INT4}, ("ignored-but-quantized",)),
@@ -69,6 +70,14 @@ MEANINGS: dict[str, Meaning] = {
     "An activation order": Meaning({Q: "int4 g32 act-order × a16"}),
     "A quantized cache without its scales": Meaning({Q: INT4}, ("kv-scales-missing",)),
     "A dense sparsity_config": Meaning({Q: INT4}),
+    "AMD Quark's INT8, with a shared expert that is excluded in part": Meaning(
+        dict.fromkeys((f"{STEP}.self_attn.q_proj", f"{STEP}.share_expert.gate_proj"), "bfloat16")
+        | dict.fromkeys(
+            (f"{STEP}.self_attn.k_proj", f"{STEP}.share_expert.up_proj", f"{STEP}.share_expert.down_proj"),
+            "int8 channel × int8 token dynamic",
+        ),
+        ("family-unknown",),
+    ),
     "A packed embedding that is the head too": Meaning({"model.embed_tokens": INT4, "lm_head": INT4}),
 }
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
+from shutil import copyfile
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -147,6 +149,18 @@ def tied(folder: Path) -> Path:
 
 
 FP8_CACHE = {"num_bits": 8, "type": "float", "strategy": "tensor", "symmetric": True, "dynamic": False}
+
+
+def quark_step(folder: Path) -> Path:
+    """A layer as AMD Quark's exporter from file to file writes it, of a family without a name: there is one layer."""
+    exported = Path(__file__).resolve().parents[1] / "tests" / "exports" / "quark" / "files-step"
+    folder.mkdir(parents=True, exist_ok=True)
+    copyfile(exported / "model.safetensors", folder / "model.safetensors")
+    quantization = json.loads((exported / "config.json").read_text())["quantization_config"]
+    config = {"architectures": ["StepForCausalLM"], "quantization_config": quantization}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
 
 CASES: tuple[Case, ...] = (
     Case(
@@ -315,6 +329,16 @@ CASES: tuple[Case, ...] = (
         "The block's presence is enough.",
         model(LINEARS, block(W4, ignore=OTHERS, sparsity_config={"format": "dense", "targets": [], "ignore": []})),
         ("q_proj", "o_proj"),
+    ),
+    Case(
+        "AMD Quark's INT8, with a shared expert that is excluded in part",
+        """Step-3.5-Flash in INT8 by AMD Quark gave garbage and NaN, while the same weights ran in compressed-tensors
+        form (vllm#41892). `exclude` names `share_expert.gate_proj` and `self_attn.q_proj`; scales are `[N]`.""",
+        """The model class said nothing of what it fuses, so that `gate_up_proj` was in no list: bfloat16 was cast into
+        parameters of int8, and their scales were whatever was in memory. Kernels took `[N]` for `[N, 1]`.""",
+        quark_step,
+        ("q_proj", "k_proj", "share_expert"),
+        note="Exported by Quark itself: a layer with the names of Step 3.5, and the config's quantization block alone.",
     ),
     Case(
         "A packed embedding that is the head too",
