@@ -321,6 +321,27 @@ def test_layers_go_before_types_and_these_before_the_rest(tmp_path: Path) -> Non
     assert decided["up_proj"] == "global_quant_config"
 
 
+def test_a_cache_of_another_kind_stays_float(tmp_path: Path) -> None:
+    name = "fp8-static-kv"
+    assert str(inspect(EXPORTS / name).kv_cache) == "fp8 tensor static"
+    config = json.loads((EXPORTS / name / "config.json").read_text())["quantization_config"]
+    layers = config["layer_quant_config"]
+    layers["*k_proj"]["output_tensors"]["dtype"] = "int8"
+    plan = inspect(copied(name, tmp_path / "made", layer_quant_config=layers))
+    assert plan.kv_cache is None and "kv-scheme-unsupported" in {one.code for one in plan.warnings}
+
+
+def test_rows_of_a_packed_weight_are_those_of_its_scale(tmp_path: Path) -> None:
+    """40 rows are 5 words, as 36 to 39 would be; no family says which, and K / g is 36."""
+    spec = {"dtype": "int4", "qscheme": "per_group", "group_size": 8, "symmetric": True, "is_dynamic": False}
+    tensors = {"weight": np.ones((288, 5), np.int32), "weight_scale": np.ones((36, 40), np.float32)}
+    tensors["weight_zero_point"] = np.zeros((36, 5), np.int32)
+    stored = {f"x.y.{suffix}": tensor for suffix, tensor in tensors.items()}
+    config = {"quantization_config": quantization(spec, None)}
+    [row] = inspect(write(tmp_path, stored, config)).rows
+    assert row.shape == (40, 288) and row.runs
+
+
 def test_scales_that_are_no_scales_are_found(tmp_path: Path) -> None:
     def change(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         tensors["lm_head.weight_scale"] = np.full_like(tensors["lm_head.weight_scale"], ml_dtypes.bfloat16("nan"))

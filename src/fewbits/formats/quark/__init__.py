@@ -170,6 +170,8 @@ class Quark:
         for entry in report.patterns_without_match:
             report.warnings.append(Notice("pattern-no-match", "", f"{entry} matches no module"))
         report.config_keys = list(self.config.config.leftovers())
+        if self.config.kv_problem:
+            report.warnings.append(Notice("kv-scheme-unsupported", "", self.config.kv_problem))
         report.errors += [Notice(code, "", text) for code, text in self.config.refused]
         return report
 

@@ -17,6 +17,7 @@ from fewbits.spec import WHOLE, ActSpec, QuantSpec, WeightSpec
 
 E8M0 = "float8_e8m0fnu"
 
+_KV_CACHE = ActSpec("float", 8, "tensor", False, exponent=4, mantissa=3)
 _CALIBRATION = """enable_buffer_reuse max_input_numel mx_element_dtype observer_cls round_method scale_type
     is_scale_quant zero_point_type""".split()
 _BLOCKS = {"per_tensor": (WHOLE, WHOLE), "per_channel": (1, WHOLE)}
@@ -27,12 +28,13 @@ class Scheme:
     """What a part of the config says of the modules that fall under it.
 
     `number` is how codes are stored. The weight's scale_dtype is "" until the stored scale tells it. `spec` None: they
-    aren't quantized. `problem` (code, text): why they can't be run.
+    aren't quantized. `outputs` stay float but for the KV cache. `problem` (code, text): why they can't be run.
     """
 
     name: str
     spec: QuantSpec | None
     number: Number | None = None
+    outputs: ActSpec | None = None
     problem: tuple[str, str] | None = None
 
 
@@ -47,6 +49,7 @@ class QuarkConfig:
     exclude: list[str] = field(default_factory=list)
     reorder: bool = True
     kv_cache: ActSpec | None = None
+    kv_problem: str = ""
     refused: list[tuple[str, str]] = field(default_factory=list)  # of the whole file: (code, text)
 
 
@@ -70,10 +73,18 @@ def parse(config: Config) -> QuarkConfig:
     if export is not None:
         export.ignore("min_kv_scale", "weight_format", "weight_merge_groups")
         parsed.reorder = export.expect("pack_method", "reorder", "order") == "reorder"
-        if _strings(export, "kv_cache_group"):
-            # The scales of outputs k_proj and v_proj have, as Quark writes them: FP8, one for each.
-            parsed.kv_cache = ActSpec("float", 8, "tensor", False, exponent=4, mantissa=3)
+        _read_cache(parsed, _strings(export, "kv_cache_group"))
     return parsed
+
+
+def _read_cache(parsed: QuarkConfig, group: list[str]) -> None:
+    """The cache holds the outputs of k_proj and v_proj, as their entries of layer_quant_config say."""
+    outputs = {parsed.layers[name].outputs if name in parsed.layers else None for name in group}
+    if outputs == {_KV_CACHE}:
+        parsed.kv_cache = _KV_CACHE
+    elif group:
+        found = ", ".join(sorted(str(one) for one in outputs))
+        parsed.kv_problem = f"kv_cache_group: {found}; one FP8 scale for k and one for v are known"
 
 
 def _online_rotations(config: Config) -> Iterator[tuple[str, str]]:
@@ -123,21 +134,18 @@ def scheme(config: Config, name: str) -> Scheme:
 def _scheme(config: Config, name: str) -> Scheme:
     config.ignore("target_device")
     weights, inputs = _stages(config, "weight"), _stages(config, "input_tensors")
-    for key in ("output_tensors", "bias"):
-        for part in _stages(config, key):  # outputs stay float but for the KV cache; a bias is one all the same
-            part.ignore(*part.data)
-            if key == "bias":
-                raise PlanError("scheme-unknown", "a quantized bias", source=config.where(key))
-    act = _inputs(inputs)
+    if _stages(config, "bias"):
+        raise PlanError("scheme-unknown", "a quantized bias", source=config.where("bias"))
+    act, outputs = _inputs(inputs), _inputs(_stages(config, "output_tensors"))
     if not weights:
         if act is not None:
             raise PlanError("scheme-unknown", f"{act} activations without a quantized weight", source=config.source)
-        return Scheme(name, None)
+        return Scheme(name, None, outputs=outputs)
     number, weight = _weight(weights)
     if act is not None and act.global_scale != (weight.global_scale and weight.kind == "float"):
         text = f"{weight} weights with {act} activations: NVFP4 goes with NVFP4 or with none"
         raise CheckpointError("scheme-contradiction", text, source=config.where("input_tensors"))
-    return Scheme(name, QuantSpec(weight, act), number)
+    return Scheme(name, QuantSpec(weight, act), number, outputs)
 
 
 def _stages(config: Config, key: str) -> list[Config]:

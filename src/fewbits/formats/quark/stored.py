@@ -108,9 +108,11 @@ def fit(module: StoredModule, scheme: Scheme, reorder: bool) -> tuple[Layout, We
     transposed = groups and number.bits != 3
     first, width = two(tensors, "weight")
     if transposed:
-        shape = (_count(module, number, width, 0, scale.shape), first)
+        # [K / g, N], or from file to file [N, K / g]
+        rows = [size for size in scale.shape if size != first // spec.block[1]] or list(scale.shape)
+        shape = (_count(module, number, width, 0, rows), first)
     else:
-        shape = (first, _count(module, number, width, 1, ()))
+        shape = (first, _count(module, number, width, 1, []))
     check_groups(spec, shape[1])
     spec = replace(spec, scale_dtype=_scale_dtype(scale.dtype, spec))
     blocks = spec.blocks_of(shape)
@@ -136,10 +138,9 @@ def _name(number: Number) -> str:
     return next(name for name, one in NUMBERS.items() if one is number)
 
 
-def _count(module: StoredModule, number: Number, width: int, axis: int, scale: tuple[int, ...]) -> int:
-    """Codes in a row of the stored weight: what the family expects or the scale has, else as many as fit."""
-    known = [module.expected[axis]] if module.expected else []
-    known += [size for size in scale if axis == 0]
+def _count(module: StoredModule, number: Number, width: int, axis: int, others: list[int]) -> int:
+    """Codes in a row of the stored weight: what the family expects or others have, else as many as fit."""
+    known = [module.expected[axis], *others] if module.expected else others
     fitting = next((count for count in known if number.width(count) == width), None)
     most = width * number.codes // number.elements
     if fitting is None and number.width(most) != width:
@@ -246,7 +247,7 @@ def _zero_point(
         columns = stored_as[1] if spec.block[1] != WHOLE else blocks[0] * blocks[1]
         if stored.size == blocks[0] * blocks[1] and (number.codes == 1 or stored.size != number.width(columns)):
             low = -middle if number.signed else 0
-            if stored.min() < low or stored.max() >= low + 2 * middle:
+            if stored.min(initial=0) < low or stored.max(initial=0) >= low + 2 * middle:
                 raise CheckpointError("code-range", f"zero points outside of {number.bits} bits", module=name)
             zero = (stored.astype(np.int64) - low).astype(np.uint8)
         else:
