@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -43,6 +44,8 @@ TOOLS = ("amd-quark", "transformers", "safetensors", "torch")
 # The model in memory holds bfloat16; its decompression from the file float32.
 BFLOAT16 = 2.0**-7
 
+PROMPT = [3, 7, 11, 30, 5]
+
 Tensors = dict[str, torch.Tensor]
 
 
@@ -59,9 +62,20 @@ def config_of(row: Export) -> QConfig:
     return QConfig(global_quant_config=row.scheme, **options)
 
 
+def logits_of(model: torch.nn.Module) -> list[list[float]] | None:
+    """Of PROMPT, in bfloat16 with weights and inputs quantized and back; None where Quark does that on GPUs alone."""
+    try:
+        logits = model(torch.tensor([PROMPT])).logits[0].float()
+    except RuntimeError as error:
+        if "only implemented in CUDA" not in str(error):
+            raise
+        return None
+    return [[round(value, 5) for value in one] for one in logits.tolist()]
+
+
 @torch.no_grad()
-def export(row: Export, base: Path, folder: Path) -> Tensors:
-    """Runs Quark in memory; the decompressed weight of every module that it quantized."""
+def export(row: Export, base: Path, folder: Path) -> tuple[Tensors, list[list[float]] | None]:
+    """Runs Quark in memory: the decompressed weight of every module that it quantized, and its model's logits."""
     model = load(base)
     if row.base.model_type == "qwen3_moe":
         from quark.torch.utils.llm.model_preparation import preprocess_for_quantization
@@ -70,6 +84,7 @@ def export(row: Export, base: Path, folder: Path) -> Tensors:
     ids = torch.from_numpy(token_ids(row.base.config["vocab_size"], "calibration", sequences=8))
     quantizer = ModelQuantizer(config_of(row))
     model = quantizer.freeze(quantizer.quantize_model(model, DataLoader(ids, batch_size=1)))
+    logits = logits_of(model)
     held = {name: module for name, module in model.named_modules() if isinstance(module, QuantLinear)}
     in_memory = {name: module.get_quant_weight(module.weight) for name, module in held.items()}
     export_safetensors(
@@ -89,7 +104,7 @@ def export(row: Export, base: Path, folder: Path) -> Tensors:
             whole = getattr(spec, "zero_point_type", None) != ZeroPointType.float32
             if whole and not bool(close.all()):
                 raise AssertionError(f"{row.name}, {name}: what is written isn't what was held")
-    return decoded
+    return decoded, logits
 
 
 def decompressed(weight: torch.Tensor, stages: Any) -> torch.Tensor:
@@ -168,17 +183,21 @@ def make(row: Export, folder: Path) -> None:
             write_base(row.base, base)
         files = row.file_to_file or row.stepped
         folder.mkdir(parents=True)
-        decoded = export_files(row, base, folder) if files else export(row, base, folder)
+        decoded, logits = (export_files(row, base, folder), None) if files else export(row, base, folder)
     for left in ("generation_config.json",):
         (folder / left).unlink(missing_ok=True)
     exporter = "file to file" if files else "in memory"
     how = {"note": row.note, "made_by": f"AMD Quark, {exporter}", "tools": {tool: version(tool) for tool in TOOLS}}
     described = {**how, "decoded": digests({f"{name}.weight": tensor for name, tensor in decoded.items()})}
-    (folder / "expected.json").write_text(json.dumps(described, indent=1) + "\n")
+    if logits is not None:
+        described |= {"prompt": PROMPT, "logits": logits}
+    text = json.dumps(described, indent=1)
+    numbers = re.compile(r"\[([-\d.,e\s]+)\]")  # a line for each list of them
+    (folder / "expected.json").write_text(numbers.sub(lambda found: f"[{' '.join(found[1].split())}]", text) + "\n")
 
 
 def write_readme(out: Path) -> None:
-    lines = ["# Fixtures of AMD Quark", "", "Exported by Quark itself (`tools/make_quark_fixtures.py`).", ""]
+    lines = ["# Exports of AMD Quark", "", "Exported by Quark itself (`tools/make_quark_fixtures.py`).", ""]
     lines += ["| Folder | Exporter | Note |", "|---|---|---|"]
     for row in EXPORTS:
         how = json.loads((out / row.name / "expected.json").read_text())
