@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from shutil import copyfile
 from typing import Any, NamedTuple
@@ -51,15 +52,28 @@ def experts(folder: Path) -> Path:
     return write(folder, tensors, {"architectures": ["QwenMoeForCausalLM"], "quantization_config": quantization})
 
 
-def drafter(folder: Path) -> Path:
-    """An Eagle3 drafter: one layer, a projection of the target's states, a small head."""
-    tensors = (
-        int4(64, 192).under("fc") | int4(32, 64).under("lm_head") | dense(64, 128).under("midlayer.self_attn.q_proj")
-    )
+_DRAFTER = {"q_proj": (64, 128), "k_proj": (32, 128), "v_proj": (32, 128), "o_proj": (64, 64)}
+
+
+def drafter(folder: Path, head: bool = True) -> Path:
+    """An Eagle3 drafter: one layer, a projection of the target's states, a small head of its own or none."""
+    tensors: dict[str, Array] = int4(64, 192).under("fc")
+    for name, shape in _DRAFTER.items():
+        tensors |= dense(*shape).under(f"midlayer.self_attn.{name}")
+    for name, shape in {"gate_proj": (96, 64), "up_proj": (96, 64), "down_proj": (64, 96)}.items():
+        tensors |= dense(*shape).under(f"midlayer.mlp.{name}")
+    for name in ("input_layernorm", "hidden_norm", "post_attention_layernorm"):
+        tensors[f"midlayer.{name}.weight"] = np.ones(64, BF16)
     tensors["norm.weight"] = np.ones(64, BF16)
-    tensors |= {"d2t": np.zeros(32, np.int64), "t2d": np.zeros(40, bool)}
-    quantization = block(W4, ["re:fc", "re:lm_head"])
-    return write(folder, tensors, {"architectures": ["LlamaForCausalLMEagle3"], "quantization_config": quantization})
+    config = llama(block(W4, ["re:fc", "re:lm_head"] if head else ["re:fc"])) | {
+        "architectures": ["LlamaForCausalLMEagle3"]
+    }
+    config |= {"vocab_size": 40, "intermediate_size": 96, "num_hidden_layers": 1}
+    if head:
+        tensors |= int4(32, 64).under("lm_head")
+        tensors |= {"d2t": np.arange(32) // 4, "t2d": np.arange(40) % 5 < 4}
+        config["draft_vocab_size"] = 32
+    return write(folder, tensors, config)
 
 
 def text_config(folder: Path) -> Path:
@@ -186,8 +200,17 @@ CASES: tuple[Case, ...] = (
         the drafter's (vllm#25883).""",
         "Parts of the drafter are built with the target's configuration, or with none.",
         drafter,
-        ("fc", "lm_head", "q_proj"),
-        note="A drafter is a checkpoint like any other; fewbits doesn't run Eagle3 yet.",
+        ("fc", "lm_head", "q_proj", "embed_tokens"),
+        note="A drafter is a checkpoint like any other: its patterns meet its own names, whatever the target is.",
+    ),
+    Case(
+        "A drafter without a head, beside a target whose head is packed",
+        """What shares a head reads `lm_head.weight`, which a packed one doesn't have: `AttributeError` (sglang), or the
+        comparison of two heads fails where one has no `.weight` (vllm).""",
+        "Tensors are shared, by name, where a module is meant.",
+        partial(drafter, head=False),
+        ("fc", "lm_head", "embed_tokens"),
+        note="Run beside its target, the drafter calls the target's modules, in whatever way these are stored.",
     ),
     Case(
         "A scale a row, stored [N] where a kernel wants [N, 1]",

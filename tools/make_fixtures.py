@@ -119,14 +119,14 @@ def unquantized_model(folder: Path) -> PreTrainedModel:
     return model.eval()
 
 
-def decompress(folder: Path) -> Tensors:
+def decompress(folder: Path, model: torch.nn.Module | None = None) -> Tensors:
     """Per quantized module, the owner's own decompression of what the folder holds.
 
-    Schemes come from the library's matching on the plain model: transformers can't load a checkpoint whose
-    embedding is packed.
+    Schemes come from the library's matching on the plain model, which is transformers' unless given: it can't load a
+    checkpoint whose embedding is packed.
     """
     tensors = read(folder)
-    model = unquantized_model(folder)
+    model = model or unquantized_model(folder)
     config = json.loads((folder / "config.json").read_text())["quantization_config"]
     apply_quantization_config(model, QuantizationConfig.model_validate(config), show_progress=False)
     decoded = {}

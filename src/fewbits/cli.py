@@ -60,6 +60,18 @@ def _run_options(parser: argparse.ArgumentParser) -> None:
         help="where options aren't given: their defaults, or what generation_config.json says (options)",
     )
     _engine(parser)
+    draft = parser.add_argument_group("speculative decoding: the same text, sooner")
+    draft.add_argument(
+        "--draft",
+        metavar="FOLDER",
+        help="an Eagle3 drafter of this model, folder or hub id; or ngram: look up what followed earlier in the text",
+    )
+    draft.add_argument("--draft-tokens", type=int, metavar="N", help="guess so many at a time (as many as pay)")
+    draft.add_argument(
+        "--draft-layers",
+        metavar="LAYERS",
+        help="numbers of layers behind which the drafter reads the model's states, as in 2,7,11 (the drafter's config)",
+    )
     parser.add_argument(
         "--logits", metavar="OUT.npy", help="also write the prompt's logits, float32 [tokens, head rows]"
     )

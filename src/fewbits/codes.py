@@ -198,6 +198,25 @@ CODES: dict[str, Code] = {
         "The model computed NaN or infinity: damaged weights or scales, or a model that overflows.",
         "`fewbits verify` names the module where it begins; compare the checkpoint with its original.",
     ),
+    # Speculative decoding
+    "draft-alone": Code("A drafter was given as the model to run.", "Give its target, and the drafter with `--draft`."),
+    "draft-not-a-drafter": Code("What `--draft` names isn't an Eagle3 drafter.", "Give a drafter made for the target."),
+    "draft-mismatch": Code(
+        "Drafter and target don't fit: vocabulary, width of states, or the layers they are read behind.",
+        "The drafter was made for another model?",
+    ),
+    "draft-vocabulary": Code(
+        "d2t isn't a list of offsets that gives each row of the drafter's head a token of its own.",
+        "The drafter's export is damaged, or writes d2t in another way: report it.",
+    ),
+    "draft-embedding": Code(
+        "The drafter's own embedding has nothing in common with the target's.",
+        "If acceptance is low, the exporter stored an untrained one: remove it, and the target's is used.",
+    ),
+    "draft-rejected": Code(
+        "Next to nothing that is drafted is accepted: the text is right, and no faster than without.",
+        "The message says what to look at; `--draft-layers` gives an Eagle3 drafter other states of its target.",
+    ),
     # Tokenizer and chat template
     "tokenizer-missing": Code(
         "The folder has no tokenizer.json, the only kind of tokenizer that is read.",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,7 @@ from fewbits.kernels.cpu.ops import CpuOps
 from fewbits.kernels.ops import Ops
 from fewbits.kernels.tasks import Run, at_once
 from fewbits.models import family_for
-from fewbits.models.decoder import Decoder
+from fewbits.models.decoder import Decoder, DecoderConfig
 from fewbits.plan import LoadPlan, Row, no_kernel, plan, require_runnable
 from fewbits.plan.activations import Activations
 from fewbits.qweight import QLinear
@@ -116,9 +116,39 @@ def load(
     checkpoint = folder if isinstance(folder, Checkpoint) else open_checkpoint(folder)
     planned = plan(checkpoint, family_for(checkpoint.config), activations)
     ops = ops or CpuOps()
+    require_runnable(planned, allow_reference or ops.name == "reference")
+    if not isinstance(planned.model, DecoderConfig):
+        raise PlanError(
+            "draft-alone",
+            "is a drafter, which reads what another model computes, and runs only beside it",
+            module=str(checkpoint.folder),
+            hint="fewbits run TARGET --draft FOLDER",
+        )
+    params, notices = pack(planned, planned.rows, ops, allow_reference, progress, threads)
+    scales: dict[int, tuple[list[float], list[float]]] = {}
+    if kv_dtype is None:
+        with checkpoint.reader() as reader:
+            scales = kv_scales(planned, reader)
+    cache_layers = planned.model.cache_layers(kv_dtype or planned.cache_dtype, scales)
+    decoder = Decoder(planned.model, params, ops)
+    return Loaded(checkpoint, planned, decoder, params, ops, cache_layers, notices)
+
+
+def pack(
+    planned: LoadPlan,
+    rows: Sequence[Row],
+    ops: Ops,
+    allow_reference: bool,
+    progress: Progress | None = None,
+    threads: int = 1,
+) -> tuple[dict[str, Any], list[Notice]]:
+    """Those of the plan's rows that run, and its vectors, ready for `ops`: by name, and the warnings that their data
+    gave.
+    """
+    checkpoint = planned.checkpoint
+    assert checkpoint is not None
     only_reference = ops.name == "reference"
-    require_runnable(planned, allow_reference or only_reference)
-    rows = [row for row in planned.rows if row.runs]
+    rows = [row for row in rows if row.runs]
     total = sum(stored_bytes(checkpoint, row) for row in rows)
     params: dict[str, Any] = {}
     notices: list[Notice] = []
@@ -136,6 +166,8 @@ def load(
 
             for name in planned.vectors:
                 params[name] = ops.vector(vector(name, reader))
+            for name in planned.indices:
+                params[name] = reader.read(name).reshape(-1).astype(np.int64)
             for row in rows:
                 if row.kind == "norm":
                     params[row.name] = ops.vector(norm_vector(planned, row, reader))
@@ -150,10 +182,7 @@ def load(
                 done += stored_bytes(checkpoint, row)
                 if progress is not None:
                     progress(done, total)
-        scales = kv_scales(planned, reader) if kv_dtype is None else {}
-        cache_layers = planned.model.cache_layers(kv_dtype or planned.cache_dtype, scales)
-    decoder = Decoder(planned.model, params, ops)
-    return Loaded(checkpoint, planned, decoder, params, ops, cache_layers, notices)
+    return params, notices
 
 
 def load_linear(

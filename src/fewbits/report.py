@@ -10,6 +10,7 @@ from typing import IO, Any
 import regex
 
 from fewbits.errors import FewbitsError, printable
+from fewbits.load_drafter import LoadedDrafter
 from fewbits.plan import LoadPlan, Row
 from fewbits.spec import WHOLE, ActSpec, WeightSpec
 
@@ -162,12 +163,20 @@ def summary(plan: LoadPlan) -> str:
     """One line: family, format, size, and how the modules are stored."""
     specs: dict[str, int] = {}
     for row in plan.rows:
-        if row.kind in ("linear", "head", "expert", "router"):
+        if row.kind in ("linear", "head", "expert", "router") and row.stored:
             specs[str(row.spec)] = specs.get(str(row.spec), 0) + 1
     stored = ", ".join(f"{count} x {spec}" for spec, count in specs.items())
     name = plan.format.name if plan.format is not None and plan.format.name else "not quantized"
     size = f"{plan.parameters:,} parameters in {gigabytes(plan.nbytes)}" if plan.parameters and plan.nbytes else ""
     return printable(f"{plan.family or 'unknown family'}, {name}, {size}: {stored}")
+
+
+def drafter(loaded: LoadedDrafter) -> str:
+    """One line: the drafter's summary, which states of the target it reads, and what of the target it takes over."""
+    boundaries = ", ".join(map(str, loaded.boundaries))
+    parts = [f"drafter: {summary(loaded.plan)}", f"reads the states behind layers {boundaries} ({loaded.why})"]
+    parts += [f"its {part} is the model's ({why})" for part, why in loaded.of_target.items()]
+    return printable("; ".join(parts))
 
 
 @dataclass(slots=True)
@@ -236,13 +245,14 @@ def print_table(plan: LoadPlan, stream: IO[str]) -> None:
     for name, count, row in lines:
         how = row.kernel.name if row.kernel is not None else row.executed_as
         shape = "x".join(str(size) for size in row.shape)
-        cells = (name, str(count), shape, str(row.spec), how, row.decided_by)
+        cells = (name, str(count), shape, row.stored_as or "-", how, row.decided_by)
         table.add_row(*(Text(printable(cell)) for cell in cells), style=styles[row.executed_as])
     console.print(table)
     reasons: dict[str, str] = {}
     for _, _, row in lines:
         if row.executed_as in ("reference", "dequantized", "not_run") and row.reason:
-            reasons.setdefault(f"{row.executed_as}: {row.spec}", row.reason)
+            what = row.spec if row.stored and row.spec.weight.bits else row.name
+            reasons.setdefault(f"{row.executed_as}: {what}", row.reason)
     _print_rest(plan, reasons, console, Text)
 
 

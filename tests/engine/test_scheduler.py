@@ -34,14 +34,14 @@ def test_pending_tokens_of_a_chunk_are_the_next_ones() -> None:
     one = request(5)
     one.output_ids = [50, 51]
     one.computed = 3
-    assert (one.pending, one.pending_ids(1), one.pending_ids(3), one.pending_ids(4)) == (
+    assert (one.pending, one.next_ids(1), one.next_ids(3), one.next_ids(4)) == (
         4,
         [3],
         [3, 4, 50],
         [3, 4, 50, 51],
     )
     one.computed = 6
-    assert one.pending_ids(1) == [51]
+    assert one.next_ids(1) == [51]
 
 
 def test_admission_waits_for_room_for_the_whole_request_in_order() -> None:

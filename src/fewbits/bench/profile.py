@@ -87,6 +87,7 @@ class _TimedOps:
         self.name, self.vector, self.begin, self.take, self.copy = ops.name, ops.vector, ops.begin, ops.take, ops.copy
         self.norm, self.gate, self.argmax = ops.norm, ops.gate, ops.argmax
         self.scale_by_sigmoid, self.add, self.computed = ops.scale_by_sigmoid, ops.add, ops.computed
+        self.beside = ops.beside
 
     def attention(self, spec: AttentionSpec) -> Attention:
         return _TimedAttention(self._ops.attention(spec), self._clock)

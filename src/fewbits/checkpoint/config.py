@@ -115,6 +115,12 @@ class Config:
             self._subs[key] = Config(value, self.source, self._dotted(key))
         return self._subs[key]
 
+    def over(self, fallback: Config) -> Config:
+        """This object, with another for the keys that are absent here. What is read of it counts as read of this."""
+        view = Config(self.data, self.source, self.path, fallback)
+        view._read, view._subs = self._read, self._subs
+        return view
+
     def ignore(self, *keys: str) -> None:
         """Mark keys as read: known, and of no consequence here."""
         self._read.update(keys)

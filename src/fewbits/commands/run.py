@@ -7,9 +7,10 @@ import json
 import sys
 from typing import Any
 
+from fewbits import report
 from fewbits.commands import chat, speed
 from fewbits.commands.progress import LoadingBar, say
-from fewbits.engine.llm import LLM
+from fewbits.engine.llm import LLM, NGRAM
 from fewbits.engine.request import Result, SamplingParams
 from fewbits.errors import UsageError
 
@@ -31,8 +32,9 @@ def run(arguments: argparse.Namespace) -> int:
     _check(arguments)
     given = {name: getattr(arguments, name) for name in _OPTIONS if getattr(arguments, name) is not None}
     SamplingParams(**given)  # what is wrong with the options is said before a model is loaded
-    ids = None if arguments.prompt_ids is None else _ids(arguments.prompt_ids)
-    llm = load(arguments)
+    ids = None if arguments.prompt_ids is None else _ids(arguments.prompt_ids, "--prompt-ids")
+    layers = None if arguments.draft_layers is None else _ids(arguments.draft_layers, "--draft-layers")
+    llm = load(arguments, draft=arguments.draft, draft_tokens=arguments.draft_tokens, draft_layers=layers)
     params = SamplingParams(**(_model_sampling(llm, arguments.sampling == "model") | given))
     if arguments.chat and arguments.prompt is None:
         chat.converse(llm, params)
@@ -50,11 +52,13 @@ def run(arguments: argparse.Namespace) -> int:
         result = write(llm, ids, params)
     if not arguments.json or sys.stderr.isatty():
         speed.report(llm, result)
+    if llm.doubt is not None:
+        say(f"warning: {llm.doubt}")
     return 0
 
 
-def load(arguments: argparse.Namespace) -> LLM:
-    """The model, with a bar where that takes long; the plan's warnings on stderr."""
+def load(arguments: argparse.Namespace, **more: Any) -> LLM:
+    """The model, with a bar where that takes long; the plan's warnings on stderr. `more` as for LLM."""
     with LoadingBar("loading") as bar:
         llm = LLM(
             arguments.checkpoint,
@@ -63,9 +67,12 @@ def load(arguments: argparse.Namespace) -> LLM:
             kv_dtype=arguments.kv_dtype,
             threads=arguments.threads,
             progress=bar,
+            **more,
         )
     for warning in llm.warnings:
         say(f"warning: {warning}")
+    if llm.drafter is not None:
+        say(report.drafter(llm.drafter))
     return llm
 
 
@@ -85,6 +92,10 @@ def write(llm: LLM, ids: list[int], params: SamplingParams) -> Result:
 
 def _check(arguments: argparse.Namespace) -> None:
     interactive = arguments.chat and arguments.prompt is None
+    if arguments.draft is None and (arguments.draft_tokens is not None or arguments.draft_layers is not None):
+        raise UsageError("usage", "nothing drafts: --draft-tokens and --draft-layers need --draft")
+    if arguments.draft == NGRAM and arguments.draft_layers is not None:
+        raise UsageError("usage", "looking up earlier text reads no layers: --draft-layers is for a drafter")
     if arguments.prompt_ids is not None and (arguments.chat or arguments.raw):
         raise UsageError("usage", "--prompt-ids adds nothing: --chat and --raw have no meaning there")
     if arguments.prompt is None and arguments.prompt_ids is None and not arguments.chat:
@@ -93,11 +104,11 @@ def _check(arguments: argparse.Namespace) -> None:
         raise UsageError("usage", "an interactive chat has no --json and no --logits", hint="give a --prompt")
 
 
-def _ids(text: str) -> list[int]:
+def _ids(text: str, option: str) -> list[int]:
     try:
         return [int(part) for part in text.split(",")] if text.strip() else []
     except ValueError:
-        raise UsageError("usage", f"--prompt-ids takes numbers, as in 1,2,3, not {text[:60]!r}") from None
+        raise UsageError("usage", f"{option} takes numbers, as in 1,2,3, not {text[:60]!r}") from None
 
 
 def _model_sampling(llm: LLM, used: bool) -> dict[str, Any]:

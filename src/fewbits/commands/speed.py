@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from fewbits.commands.progress import say
 from fewbits.engine import limits
 from fewbits.engine.llm import LLM
@@ -16,6 +19,18 @@ def report(llm: LLM, result: Result) -> None:
         entries = result.prompt_tokens + result.generated_tokens // 2
         parts.append(_share(llm.bytes_per_token(entries), result.decode_tokens_per_s))
     say("; ".join(part for part in parts if part))
+    if result.speculation is not None:
+        say(_speculation(result.speculation))
+
+
+def _speculation(found: Mapping[str, Any]) -> str:
+    if not found["drafted"]:
+        return "drafted: nothing"
+    shares = " ".join(f"{share:.0%}" for share in found["per_position"])
+    return (
+        f"drafted: {found['drafted']} tokens, {found['acceptance']:.0%} accepted (by position: {shares});"
+        f" {found['mean_tokens_per_pass']:.2f} tokens a pass"
+    )
 
 
 def _rate(tokens_per_s: float | None) -> str:

@@ -15,18 +15,27 @@ from fewbits import hub, load
 from fewbits.engine import chat, generation_config, limits, machine, runner
 from fewbits.engine.detokenize import TextStream
 from fewbits.engine.kvcache import PAGE_SIZE, KVCache, Part
-from fewbits.engine.request import Request, Result, SamplingParams
+from fewbits.engine.request import Request, Result, SamplingParams, Speculation
 from fewbits.engine.scheduler import MAX_RUNNING, Scheduler
+from fewbits.engine.speculative.driver import Driver
+from fewbits.engine.speculative.eagle import Eagle
+from fewbits.engine.speculative.lengths import Adaptive, Fixed
+from fewbits.engine.speculative.ngram import NGram
+from fewbits.engine.speculative.proposer import Proposer
 from fewbits.engine.tokenizer import Tokenizer
-from fewbits.errors import CheckpointError, UsageError
+from fewbits.errors import CheckpointError, Notice, UsageError
 from fewbits.kernels.batch import CacheDtype
 from fewbits.load import Loaded
+from fewbits.load_drafter import LoadedDrafter, load_drafter
 from fewbits.plan.activations import Activations
 
 Prompt = str | Sequence[int]
 
+NGRAM = "ngram"  # in the place of a drafter's folder
+
 KV_DTYPES: tuple[CacheDtype, ...] = ("f32", "bf16", "f16", "int8")  # those that need no scales of the checkpoint
 
+_MOST_DRAFT_TOKENS = 128  # vLLM's limit
 _CACHE_SHARE = 2  # of the memory that is free after loading, one part in this many may become cache
 _UNKNOWN_MEMORY = 8 << 30
 
@@ -40,6 +49,11 @@ class LLM:
     "int8") keeps the cache in another way than the checkpoint says; `progress` is called with (bytes
     done, bytes in all) while loading. Not for use by several threads at once. Raises FewbitsError, explained,
     where the checkpoint can't be run faithfully.
+
+    `draft` names what guesses tokens ahead, which the model then verifies several at a time: the folder or hub id of an
+    Eagle3 drafter, or "ngram", which looks up what followed earlier in the text. Results are the same as without, only
+    sooner. `draft_tokens` are guessed at a time, as many as pay where it is None. `draft_layers` are the numbers of
+    layers behind which an Eagle3 drafter reads the model's states, instead of those of its config.
     """
 
     def __init__(
@@ -50,8 +64,14 @@ class LLM:
         activations: Activations = "stored",
         threads: int | None = None,
         kv_dtype: CacheDtype | None = None,
+        draft: str | Path | None = None,
+        draft_tokens: int | None = None,
+        draft_layers: Sequence[int] | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
+        if draft_tokens is not None and not 1 <= draft_tokens <= _MOST_DRAFT_TOKENS:
+            text = f"draft_tokens is {draft_tokens}, but must lie in 1 … {_MOST_DRAFT_TOKENS}"
+            raise UsageError("sampling-range", text)
         if kv_dtype is not None and kv_dtype not in KV_DTYPES:
             raise UsageError("usage", f"kv_dtype is one of {', '.join(KV_DTYPES)}, not {kv_dtype!r}")
         self.threads = machine.prepare(threads)
@@ -71,13 +91,29 @@ class LLM:
         self.warnings = [*self.plan.warnings, *self._loaded.notices]
         self._end_ids = generation_config.end_ids(self._loaded.checkpoint)
         self._sequences = itertools.count()
+        self._drafter: LoadedDrafter | None = None
+        if draft is not None and draft != NGRAM:
+            self._drafter = load_drafter(
+                hub.resolve(draft), self._loaded, allow_reference, draft_layers, threads=self.threads
+            )
+            self.warnings += [*self._drafter.plan.warnings, *self._drafter.notices]
         self._cache = self._make_cache()
         self._scheduler = Scheduler(self._cache.max_pages * PAGE_SIZE, PAGE_SIZE)
+        self._driver: Driver | None = None
+        if draft is not None:
+            self._driver = Driver(self._proposer(draft), Adaptive() if draft_tokens is None else Fixed(draft_tokens))
+
+    def _proposer(self, draft: str | Path) -> Proposer:
+        if draft == NGRAM:
+            return NGram()
+        assert self._drafter is not None
+        return Eagle(self._drafter, self._cache.max_pages)
 
     def _make_cache(self) -> KVCache:
         layers = self._loaded.cache_layers
+        drafting = () if self._drafter is None else self._drafter.cache_layers
         room = (limits.available_memory() or _UNKNOWN_MEMORY) // _CACHE_SHARE
-        pages = room // (PAGE_SIZE * sum(layer.token_bytes for layer in layers))
+        pages = room // (PAGE_SIZE * sum(layer.token_bytes for layer in (*layers, *drafting)))
         if self.context is not None:
             pages = min(pages, MAX_RUNNING * -(-self.context // PAGE_SIZE))
         return KVCache(layers, max_pages=max(pages, 1))
@@ -170,7 +206,9 @@ class LLM:
         if self.context is not None:
             limit = min(limit, self.context - len(ids))
         stream = TextStream(self.tokenizer.decode, params.stop) if self.tokenizer.available else None
-        return Request(next(self._sequences), ids, params, end, limit, stream, time.perf_counter())
+        request = Request(next(self._sequences), ids, params, end, limit, stream, time.perf_counter())
+        request.speculation = None if self._driver is None else Speculation()
+        return request
 
     def _checked(self, token_ids: Sequence[int], room: int) -> list[int]:
         """The ids of a prompt as a list, if the model can take them and `room` says more are wanted."""
@@ -206,7 +244,9 @@ class LLM:
         self._scheduler.add(request)
 
     def _step(self) -> None:
-        runner.step(self._loaded.decoder, self._cache, self._scheduler.next_step())
+        if self._driver is not None:
+            self._driver.draft(self._scheduler.running)
+        runner.step(self._loaded.decoder, self._cache, self._scheduler.next_step(), self._driver)
         for request in [request for request in self._scheduler.running if request.done]:
             self._abort(request)
 
@@ -214,6 +254,18 @@ class LLM:
         """Forgets a request, finished or not."""
         self._scheduler.remove(request)
         self._cache.free(request.sequence)
+        if self._driver is not None:
+            self._driver.forget(request)
+
+    @property
+    def drafter(self) -> LoadedDrafter | None:
+        """The Eagle3 drafter, where there is one."""
+        return self._drafter
+
+    @property
+    def doubt(self) -> Notice | None:
+        """A warning where next to nothing of what is drafted is accepted."""
+        return None if self._driver is None else self._driver.warning
 
 
 class Stream(Iterator[str]):

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
@@ -104,9 +105,62 @@ class Result:
         return getattr(self, key)
 
 
+@dataclass(slots=True)
+class Speculation:
+    """What became of a request's draft tokens.
+
+    `passes` are those that gave it tokens, behind the one that ended its prompt, and `tokens` what they gave; in
+    `rounds` of them there were draft tokens to verify. `accepted[i]` counts rounds whose draft token i was accepted.
+    """
+
+    passes: int = 0
+    tokens: int = 0
+    rounds: int = 0
+    drafted: int = 0
+    accepted: list[int] = field(default_factory=list)
+
+    def count(self, drafted: int, accepted: int, tokens: int) -> None:
+        """A pass over so many draft tokens, of which the first `accepted` were; it gave `tokens`."""
+        self.passes += 1
+        self.tokens += tokens
+        self.rounds += drafted > 0
+        self.drafted += drafted
+        self.accepted += [0] * (drafted - len(self.accepted))
+        for position in range(accepted):
+            self.accepted[position] += 1
+
+    def add(self, other: Speculation) -> None:
+        """Count what another has counted, too."""
+        self.passes += other.passes
+        self.tokens += other.tokens
+        self.rounds += other.rounds
+        self.drafted += other.drafted
+        pairs = itertools.zip_longest(self.accepted, other.accepted, fillvalue=0)
+        self.accepted = [mine + its for mine, its in pairs]
+
+    @property
+    def acceptance(self) -> float | None:
+        """Accepted draft tokens of those drafted."""
+        return sum(self.accepted) / self.drafted if self.drafted else None
+
+    def summary(self) -> dict[str, Any]:
+        """As `run --json` prints it."""
+        return {
+            "drafted": self.drafted,
+            "accepted": sum(self.accepted),
+            "acceptance": self.acceptance,
+            "per_position": [count / self.rounds for count in self.accepted],
+            "mean_tokens_per_pass": self.tokens / self.passes if self.passes else None,
+        }
+
+
 @dataclass(slots=True, eq=False)
 class Request:
-    """One prompt on its way. Tokens [0, computed) of prompt + output are in the cache."""
+    """One prompt on its way. Tokens [0, computed) of prompt + output are in the cache.
+
+    `draft_ids` are guesses at the tokens behind the output, for the next pass to verify. `speculation` is None where
+    nobody drafts.
+    """
 
     sequence: int
     prompt_ids: list[int]
@@ -117,6 +171,8 @@ class Request:
     submitted_at: float
     generator: np.random.Generator = field(init=False)
     output_ids: list[int] = field(default_factory=list)
+    draft_ids: list[int] = field(default_factory=list)
+    speculation: Speculation | None = None
     computed: int = 0
     sampled: int = 0
     finish_reason: FinishReason | None = None
@@ -138,13 +194,18 @@ class Request:
         """Tokens that are known but not in the cache yet; the last one's logits choose the next token."""
         return len(self.prompt_ids) + len(self.output_ids) - self.computed
 
-    def pending_ids(self, count: int) -> list[int]:
-        """The first `count` pending tokens."""
-        in_prompt = self.prompt_ids[self.computed : self.computed + count]
-        if len(in_prompt) == count:
+    def known_ids(self, begin: int, end: int) -> list[int]:
+        """Tokens [begin, end) of prompt + output."""
+        in_prompt = self.prompt_ids[begin:end]
+        if len(in_prompt) == end - begin:
             return in_prompt
-        begin = max(self.computed - len(self.prompt_ids), 0)
-        return in_prompt + self.output_ids[begin : begin + count - len(in_prompt)]
+        prompt = len(self.prompt_ids)
+        return in_prompt + self.output_ids[max(begin - prompt, 0) : end - prompt]
+
+    def next_ids(self, count: int) -> list[int]:
+        """The first `count` tokens that aren't in the cache: those pending, then drafted ones."""
+        pending = self.known_ids(self.computed, self.computed + min(count, self.pending))
+        return pending + self.draft_ids[: count - len(pending)]
 
     def accept(self, token: int, now: float) -> None:
         """Takes a sampled token, adds the text it completes to `pieces` and sets `finish_reason` where it
@@ -183,7 +244,7 @@ class Request:
         """What `accept` has gathered so far; also of a request that was cut short."""
         prefill = self.first_token_at - self.started_at
         decode = self.last_token_at - self.first_token_at
-        passes = self.sampled - 1  # the first token belongs to the prefill; an end token took a pass as well
+        tokens = self.sampled - 1  # the first token belongs to the prefill; an end token was computed as well
         return Result(
             text="" if self.text is None else self.text.text,
             token_ids=list(self.output_ids),
@@ -191,5 +252,6 @@ class Request:
             generated_tokens=len(self.output_ids),
             finish_reason=self.finish_reason or "length",
             prefill_tokens_per_s=len(self.prompt_ids) / prefill if prefill > 0 else None,
-            decode_tokens_per_s=passes / decode if passes > 0 and decode > 0 else None,
+            decode_tokens_per_s=tokens / decode if tokens > 0 and decode > 0 else None,
+            speculation=None if self.speculation is None else self.speculation.summary(),
         )

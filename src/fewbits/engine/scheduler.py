@@ -38,13 +38,13 @@ class Scheduler:
         self.waiting.append(request)
 
     def next_step(self) -> list[tuple[Request, int]]:
-        """Requests and how many of their pending tokens to compute now. Empty when there is nothing to do."""
+        """Requests and how many of their pending and draft tokens to compute now. Empty when there is nothing to do."""
         self._admit()
         step = []
         left = self.budget
         # Requests with one token wait for it; long prompts can take what is left. Both keep their order.
         for request in sorted(self.running, key=lambda request: request.pending > 1):
-            count = min(request.pending, left)
+            count = min(request.pending + len(request.draft_ids), left)
             if count:
                 step.append((request, count))
                 left -= count

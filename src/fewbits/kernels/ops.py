@@ -138,6 +138,9 @@ class Ops(Protocol):
     def computed(self, x: Array) -> Array:
         """`norm`'s or `gate`'s result as an array, for those who take it in more than once."""
 
+    def beside(self, *parts: Array) -> Array:
+        """Rows of the parts, joined: [T, the sum of their widths]."""
+
     def begin(self, batch: Batch) -> Any:
         """The step: what one forward pass derives from its batch once, for all layers."""
 

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from fewbits.checkpoint.config import Config
-from fewbits.models import llama, mistral, mixtral, qwen2, qwen2_moe, qwen3, qwen3_moe, step3p5
+from fewbits.models import eagle3, llama, mistral, mixtral, qwen2, qwen2_moe, qwen3, qwen3_moe, step3p5
 from fewbits.models.decoder import DecoderConfig
+from fewbits.models.eagle3 import Eagle3Config
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +18,7 @@ class Family:
     name: str
     architectures: tuple[str, ...]
     model_types: tuple[str, ...]
-    configure: Callable[[Config], DecoderConfig]
+    configure: Callable[[Config], DecoderConfig | Eagle3Config]
 
 
 FAMILIES = (
@@ -30,6 +31,7 @@ FAMILIES = (
     Family("mixtral", ("MixtralForCausalLM",), ("mixtral",), mixtral.configure),
     Family("step3p5", ("Step3p5ForCausalLM",), ("step3p5",), step3p5.configure),
 )
+EAGLE3 = Family("eagle3", eagle3.ARCHITECTURES, (), eagle3.configure)  # reads a target's states: runs beside it alone
 
 
 def family_for(config: Config) -> Family | None:
@@ -38,6 +40,8 @@ def family_for(config: Config) -> Family | None:
     The first architecture decides. A multimodal wrapper's says nothing about the text model inside, and some
     files have none: there `model_type` decides.
     """
+    if eagle3.is_drafter(config):
+        return EAGLE3
     architectures = config.get("architectures", list, [])
     architecture = str(architectures[0]) if architectures else ""
     if architecture and not architecture.endswith("ForConditionalGeneration"):

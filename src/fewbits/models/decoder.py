@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fewbits.kernels.batch import Batch, Cache, CacheDtype, CacheLayer, LayerCache
@@ -45,6 +45,30 @@ class AttentionConfig:
     def scale(self) -> float:
         return 1 / math.sqrt(self.head_dim)
 
+    def modules(self, name: str, inputs: int, hidden: int) -> Iterator[Need]:
+        """What it is made of, from `inputs` numbers a token to `hidden`."""
+        queries, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        yield Need(f"{name}.q_proj", "linear", (queries, inputs), bias=self.qkv_bias)
+        yield Need(f"{name}.k_proj", "linear", (keys, inputs), bias=self.qkv_bias)
+        yield Need(f"{name}.v_proj", "linear", (keys, inputs), bias=self.qkv_bias)
+        if self.head_gate:
+            yield Need(f"{name}.g_proj", "linear", (self.heads, inputs))
+        if self.qk_norm:
+            yield Need(f"{name}.q_norm", "norm", (self.head_dim,))
+            yield Need(f"{name}.k_norm", "norm", (self.head_dim,))
+        yield Need(f"{name}.o_proj", "linear", (hidden, queries), bias=self.output_bias)
+
+    def make(self, name: str, norm: tuple[float, float], params: Mapping[str, Any], ops: Ops) -> Attention:
+        q_norm, k_norm = (params[f"{name}.{one}_norm"] if self.qk_norm else None for one in "qk")
+        sizes = (self.heads, self.kv_heads, self.head_dim)
+        spec = AttentionSpec(*sizes, self.rope, self.scale, self.window, q_norm, k_norm, *norm)
+        q, k, v, output = (params[f"{name}.{part}_proj"] for part in "qkvo")
+        gate = params[f"{name}.g_proj"] if self.head_gate else None
+        return Attention(spec, q, k, v, output, gate, ops)
+
+    def cache_layer(self, dtype: CacheDtype) -> CacheLayer:
+        return CacheLayer(self.kv_heads, self.head_dim, dtype, self.window)
+
 
 @dataclass(frozen=True, slots=True)
 class LayerConfig:
@@ -77,24 +101,15 @@ class DecoderConfig:
         table = (self.vocab, self.hidden)
         needs = [Need(embedding, "embedding", table)]
         for index, layer in enumerate(self.layers):
-            needs += self._layer(f"model.layers.{index}", layer, stored)
+            needs += self._layer(f"{_LAYERS}{index}", layer, stored)
         needs.append(Need("model.norm", "norm", (self.hidden,)))
         needs.append(Need("lm_head", "head", table, tied_to=embedding))
         return needs
 
     def _layer(self, name: str, layer: LayerConfig, stored: Container[str]) -> Iterator[Need]:
-        attention, H = layer.attention, self.hidden
-        queries, keys = attention.heads * attention.head_dim, attention.kv_heads * attention.head_dim
+        H = self.hidden
         yield Need(f"{name}.input_layernorm", "norm", (H,))
-        yield Need(f"{name}.self_attn.q_proj", "linear", (queries, H), bias=attention.qkv_bias)
-        yield Need(f"{name}.self_attn.k_proj", "linear", (keys, H), bias=attention.qkv_bias)
-        yield Need(f"{name}.self_attn.v_proj", "linear", (keys, H), bias=attention.qkv_bias)
-        if attention.head_gate:
-            yield Need(f"{name}.self_attn.g_proj", "linear", (attention.heads, H))
-        if attention.qk_norm:
-            yield Need(f"{name}.self_attn.q_norm", "norm", (attention.head_dim,))
-            yield Need(f"{name}.self_attn.k_norm", "norm", (attention.head_dim,))
-        yield Need(f"{name}.self_attn.o_proj", "linear", (H, queries), bias=attention.output_bias)
+        yield from layer.attention.modules(f"{name}.self_attn", H, H)
         yield Need(f"{name}.post_attention_layernorm", "norm", (H,))
         yield from layer.feed_forward.modules(name, H, stored)
 
@@ -120,13 +135,11 @@ class DecoderConfig:
         """
         layers = []
         for index, layer in enumerate(self.layers):
-            attention = layer.attention
-            size = (attention.kv_heads, attention.head_dim)
+            kept = layer.attention.cache_layer(dtype)
             if scales and index in scales:
-                k_scale, v_scale = (_per_head(scale, attention.kv_heads) for scale in scales[index])
-                layers.append(CacheLayer(*size, "fp8", attention.window, k_scale, v_scale))
-            else:
-                layers.append(CacheLayer(*size, dtype, attention.window))
+                k_scale, v_scale = (_per_head(scale, kept.heads) for scale in scales[index])
+                kept = replace(kept, dtype="fp8", k_scale=k_scale, v_scale=v_scale)
+            layers.append(kept)
         return tuple(layers)
 
 
@@ -151,36 +164,19 @@ class Output:
     taps: list[Any]
 
 
-class _Layer:
-    """Attention and feed-forward, each behind its norm; x is changed in place."""
+class Layer:
+    """Attention and feed-forward, each behind its norm; x is changed in place. `name` is its modules' in `params`."""
 
     __slots__ = ("_attention", "_feed_forward", "_input_norm", "_post_norm")
 
-    def __init__(self, config: DecoderConfig, index: int, params: Mapping[str, Any], ops: Ops) -> None:
-        attention = config.layers[index].attention
-        name = f"model.layers.{index}"
-
-        def norm(module: str) -> Any:
-            return ops.norm(params[f"{name}.{module}"], config.norm_eps, config.norm_offset)
-
-        spec = AttentionSpec(
-            attention.heads,
-            attention.kv_heads,
-            attention.head_dim,
-            attention.rope,
-            attention.scale,
-            attention.window,
-            params[f"{name}.self_attn.q_norm"] if attention.qk_norm else None,
-            params[f"{name}.self_attn.k_norm"] if attention.qk_norm else None,
-            config.norm_eps,
-            config.norm_offset,
-        )
-        q, k, v, output = (params[f"{name}.self_attn.{part}_proj"] for part in "qkvo")
-        gate = params[f"{name}.self_attn.g_proj"] if attention.head_gate else None
-        self._input_norm = norm("input_layernorm")
-        self._attention = Attention(spec, q, k, v, output, gate, ops)
-        self._post_norm = norm("post_attention_layernorm")
-        self._feed_forward = config.layers[index].feed_forward.make(name, params, ops)
+    def __init__(
+        self, config: LayerConfig, name: str, norm: tuple[float, float], params: Mapping[str, Any], ops: Ops
+    ) -> None:
+        """`norm` has the epsilon of its norms and what is added to their weights."""
+        self._input_norm = ops.norm(params[f"{name}.input_layernorm"], *norm)
+        self._attention = config.attention.make(f"{name}.self_attn", norm, params, ops)
+        self._post_norm = ops.norm(params[f"{name}.post_attention_layernorm"], *norm)
+        self._feed_forward = config.feed_forward.make(name, params, ops)
 
     def __call__(self, x: Any, step: Any, cache: LayerCache) -> None:
         self._attention(self._input_norm(x), x, step, cache)
@@ -198,8 +194,11 @@ class Decoder:
         self.config = config
         self.ops = ops
         self._embedding = Embedding(params["model.embed_tokens"])
-        self._layers = [_Layer(config, index, params, ops) for index in range(len(config.layers))]
-        self._norm = ops.norm(params["model.norm"], config.norm_eps, config.norm_offset)
+        norm = (config.norm_eps, config.norm_offset)
+        self._layers = [
+            Layer(layer, f"{_LAYERS}{index}", norm, params, ops) for index, layer in enumerate(config.layers)
+        ]
+        self._norm = ops.norm(params["model.norm"], *norm)
         self._head = Head(params["lm_head"])
 
     def forward(self, batch: Batch, cache: Cache, taps: Sequence[int] = ()) -> Output:

@@ -10,15 +10,18 @@ Bias = Literal["yes", "no", "optional"]
 class Need(NamedTuple):
     """A module that the model asks for, by its stored name.
 
-    `shape` is [N, K], or (H,) for a norm. `bias` says whether the module has one. A module that is absent is
-    filled from `tied_to` where that is set; only an `optional` one may be missing altogether. `other` is a tensor by
-    its whole name, a vector that the model takes as it is; the plan shows it in the row of its `owner`, if it has one.
+    `shape` is [N, K], or (H,) for a norm; None is for the tensor to say. `bias` says whether the module has one. A
+    module that is absent is filled from `tied_to` where that is set; only an `optional` one may be missing altogether,
+    and `instead` says what then takes its place, if something does. `other` is a tensor by its whole name, a vector
+    that the model takes as it is, floats or `integers`; the plan shows it in the row of its `owner`, if it has one.
     """
 
     name: str
     kind: Literal["embedding", "norm", "linear", "head", "router", "expert", "other"]
-    shape: tuple[int, ...]
+    shape: tuple[int | None, ...]
     optional: bool = False
     bias: Bias = "no"
     tied_to: str | None = None
     owner: str | None = None
+    integers: bool = False
+    instead: str = ""

@@ -21,13 +21,14 @@ from fewbits.plan.activations import Activations, with_int8
 from fewbits.plan.modules import Modules, expert_parents, group, kind_of
 from fewbits.plan.rows import ExecutedAs, Execution, Family, LoadPlan, Need, Row
 from fewbits.plan.stacks import Stack
-from fewbits.spec import QuantSpec, widened
+from fewbits.spec import QuantSpec, dense, widened
 
 _NO_USE = ("rotary_emb.inv_freq", ".masked_bias")  # stored by old writers, read by nobody
 _dtype_and_shape = itemgetter(0, 1)  # of a TensorInfo
 _VECTOR = Execution("native")  # norms, and what else has no kernel of its own
 _NOT_COMPUTED = Execution("not_run", "not a module that fewbits computes")
 _FLOATS = ("F32", "F16", "BF16", "F64")
+_INTEGERS = ("I64", "I32")
 _MOST_EXPERTS = 100_000  # rows for stacked experts; a header of 100 bytes may claim any number
 
 
@@ -209,8 +210,8 @@ class _Planner:
 
     def _unfit(self, need: Need, resolved: Resolved) -> tuple[str, str] | None:
         """What keeps a stored module from filling its place in the model."""
-        if tuple(resolved.shape) != tuple(need.shape):
-            return "shape-mismatch", f"has shape {list(resolved.shape)}, the config makes it {list(need.shape)}"
+        if not _fits(resolved.shape, need.shape):
+            return "shape-mismatch", f"has shape {list(resolved.shape)}, the config makes it {_shown(need.shape)}"
         has_bias = any(suffix.partition(".")[0] == "bias" for suffix in resolved.claimed)
         if need.bias == "yes" and not has_bias:
             return "bias-missing", f"the {self.plan.family} family has a bias here, none is stored"
@@ -303,11 +304,12 @@ class _Planner:
         row of kind `other`.
         """
         need = self.needs.get(name)
-        if (self.needs and need is None) or name.endswith(_NO_USE):
+        known = self.plan.model.why_not(name) if self.needs and need is None else ""
+        if (self.needs and need is None and not known) or name.endswith(_NO_USE):
             self.plan.leftover_tensors.append(name)
             return
         info = self.checkpoint.tensors[name]
-        execution = _NOT_COMPUTED
+        execution = self._not_run(known) if known else _NOT_COMPUTED
         if need is not None:
             execution = self._vector(need, info)
             if need.owner is not None:
@@ -324,11 +326,12 @@ class _Planner:
         self._vectors.add(need.name)
         problem = None
         if math.prod(info.shape) != need.shape[0] or max(info.shape, default=1) != need.shape[0]:
-            problem = "shape-mismatch", f"has shape {list(info.shape)}, the config makes it {list(need.shape)}"
-        elif info.dtype not in _FLOATS:
-            problem = "tensors-disagree", f"holds {info.dtype}, not floats of 16 bits or more"
+            problem = "shape-mismatch", f"has shape {list(info.shape)}, the config makes it {_shown(need.shape)}"
+        elif info.dtype not in (_INTEGERS if need.integers else _FLOATS):
+            wanted = "integers" if need.integers else "floats of 16 bits or more"
+            problem = "tensors-disagree", f"holds {info.dtype}, not {wanted}"
         if problem is None:
-            self.plan.vectors.append(need.name)
+            (self.plan.indices if need.integers else self.plan.vectors).append(need.name)
             return _VECTOR
         self.errors.add(problem[0], need.name, problem[1])
         return Execution("refused", problem[1])
@@ -357,6 +360,11 @@ class _Planner:
             if not need.optional:
                 text = f"the {self.plan.family} family needs it, and it isn't stored"
                 self.errors.add("module-missing", need.name, text)
+            elif need.instead:
+                how = Execution("not_run", need.instead)
+                shape = tuple(size or 0 for size in need.shape)
+                spec = QuantSpec(dense("bfloat16"))
+                self.plan.rows.append(Row(need.name, need.kind, shape, spec, "bfloat16", (), "not stored", how, ""))
             return
         if not self.plan.model.tied:
             text = "no head is stored though tie_word_embeddings is false; the embedding serves as the head"
@@ -405,7 +413,7 @@ class _Planner:
         owned = [name for name in self.plan.vectors if self.needs[name].owner is not None]
         total = sum(math.prod(tensors[name].shape) for name in owned)
         for row in self.plan.rows:
-            if not row.tied:
+            if not row.tied and row.name not in self.plan.indices:
                 total += math.prod(row.shape)
                 if row.resolved is not None and "bias" in row.resolved.claimed:
                     name, part = row.source("bias")
@@ -415,7 +423,17 @@ class _Planner:
 
 def _matrix(need: Need | None) -> tuple[int, int] | None:
     """[N, K] as the model's family knows it."""
-    return (need.shape[0], need.shape[1]) if need is not None and len(need.shape) == 2 else None
+    if need is None or len(need.shape) != 2 or None in need.shape:
+        return None
+    return need.shape[0], need.shape[1]  # type: ignore[return-value]
+
+
+def _fits(shape: tuple[int, ...], wanted: tuple[int | None, ...]) -> bool:
+    return len(shape) == len(wanted) and all(two in (None, one) for one, two in zip(shape, wanted, strict=True))
+
+
+def _shown(wanted: tuple[int | None, ...]) -> str:
+    return f"[{', '.join('any' if size is None else str(size) for size in wanted)}]"
 
 
 def _bad_bias(bias: TensorInfo | None, kind: ModuleKind, shape: tuple[int, ...]) -> tuple[str, str] | None:

@@ -26,7 +26,7 @@ class Need(Protocol):
     @property
     def kind(self) -> ModuleKind: ...
     @property
-    def shape(self) -> tuple[int, ...]: ...
+    def shape(self) -> tuple[int | None, ...]: ...
     @property
     def optional(self) -> bool: ...
     @property
@@ -35,6 +35,10 @@ class Need(Protocol):
     def tied_to(self) -> str | None: ...
     @property
     def owner(self) -> str | None: ...
+    @property
+    def integers(self) -> bool: ...
+    @property
+    def instead(self) -> str: ...
 
 
 class Family(Protocol):
@@ -65,8 +69,8 @@ class Row(NamedTuple):
     """One module. `shape` is [N, K], that of the tensor for norms and convolutions.
 
     `stored` names the module whose tensors are decoded: another one for a tied head, or for one of stacked experts,
-    of which this is number `expert`. Its tensors are those of `suffixes`, and beside them the `others`, by their whole
-    names.
+    of which this is number `expert`; "" for none. Its tensors are those of `suffixes`, and beside them the `others`, by
+    their whole names.
     """
 
     name: str
@@ -95,6 +99,13 @@ class Row(NamedTuple):
             return f"{self.stored}.{suffix}", None
         name, has_parts = self.stack.tensors[suffix]
         return name, self.expert if has_parts else None
+
+    @property
+    def stored_as(self) -> str:
+        """Its spec, or where it has none the dtype of its tensor; "" where another model's module takes its place."""
+        if not self.stored:
+            return ""
+        return self.dtype if self.kind == "other" else str(self.spec)
 
     @property
     def module(self) -> str:
@@ -140,7 +151,8 @@ class Row(NamedTuple):
 class LoadPlan:
     """`model` is the family's configuration, None where the family is unknown or its config can't be honoured.
 
-    `vectors` are tensors that the model takes as they are, such as a router's bias for selection. `kv_scales` maps a
+    `vectors` are tensors that the model takes as they are, such as a router's bias for selection, and `indices` those
+    of integers. `kv_scales` maps a
     layer to the tensors of its (k, v) scale where the cache will be quantized by `kv_cache`.
     """
 
@@ -153,6 +165,7 @@ class LoadPlan:
     config_keys: list[str] = field(default_factory=list)
     patterns_without_match: list[str] = field(default_factory=list)
     vectors: list[str] = field(default_factory=list)
+    indices: list[str] = field(default_factory=list)
     kv_cache: ActSpec | None = None
     kv_scales: dict[int, tuple[str, str]] = field(default_factory=dict)
     cache_dtype: Literal["f32", "bf16", "f16"] = "bf16"

@@ -169,6 +169,15 @@ class CpuOps:
     def computed(self, x: Array | Rows) -> Array:
         return np.asarray(x)
 
+    def beside(self, *parts: Array | Rows) -> Array:
+        joined = empty(parts[0].shape[0], sum(part.shape[1] for part in parts))
+        begin = 0
+        for part in parts:
+            end = begin + part.shape[1]
+            joined[:, begin:end] = part
+            begin = end
+        return joined
+
     def begin(self, batch: Batch) -> Step:
         return Step(batch)
 

@@ -235,6 +235,9 @@ class ReferenceOps:
     def computed(self, x: Array) -> Array:
         return x
 
+    def beside(self, *parts: Array) -> Array:
+        return np.concatenate(parts, axis=1)
+
     def begin(self, batch: Batch) -> Step:
         return Step(batch)
 

@@ -1,0 +1,173 @@
+"""How many tokens are worth drafting.
+
+A draft token is worth its time if it raises the tokens that are to be expected of a pass by more than the time that the
+pass and its drafting take. Both are known from the passes before: how often a draft's i-th token was accepted when
+those before it were, and how long passes of so many tokens took. What is chosen changes when tokens come, never which.
+"""
+
+from __future__ import annotations
+
+import bisect
+import statistics
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+MOST = 8  # draft tokens of a request, where nobody asks for a number
+
+_MEMORY = 0.95  # what a round leaves of the weight of those before it: some twenty count
+_PRIOR_RATE, _PRIOR_ROUNDS = 0.6, 2.0  # of acceptance, before anything was seen
+_TIMES = 5  # of passes of a size that are kept; their median counts
+_PROBE = 32  # passes without a draft before one is tried again: its cost, a fraction of a pass, is spread over these
+_REFRESH = 64  # passes with drafts before one without is timed again
+
+
+class Lengths(Protocol):
+    def choose(self, room: Mapping[int, int]) -> dict[int, int]:
+        """Draft tokens for each sequence, of at most as many as there is room for."""
+
+    def accepted(self, sequence: int, drafted: int, accepted: int) -> None:
+        """A pass has verified the draft of a sequence."""
+
+    def timed(self, tokens: int, drafts: int, seconds: float, drafting: float) -> None:
+        """A pass over `tokens` in all took `seconds`; drafting `drafts` tokens for one of its sequences, and no more
+        for the others, took `drafting`.
+        """
+
+    def forget(self, sequence: int) -> None: ...
+
+
+class Fixed:
+    """Always as many."""
+
+    def __init__(self, tokens: int) -> None:
+        self._tokens = tokens
+
+    def choose(self, room: Mapping[int, int]) -> dict[int, int]:
+        return {sequence: min(self._tokens, most) for sequence, most in room.items()}
+
+    def accepted(self, sequence: int, drafted: int, accepted: int) -> None:
+        pass
+
+    def timed(self, tokens: int, drafts: int, seconds: float, drafting: float) -> None:
+        pass
+
+    def forget(self, sequence: int) -> None:
+        pass
+
+
+class Acceptance:
+    """How often the i-th token of a draft is accepted, given that those before it are."""
+
+    def __init__(self, prior: Acceptance | None = None) -> None:
+        self._prior = prior
+        self._tried: list[float] = []
+        self._kept: list[float] = []
+
+    def add(self, drafted: int, accepted: int) -> None:
+        missing = drafted - len(self._tried)
+        self._tried += [0.0] * missing
+        self._kept += [0.0] * missing
+        for position in range(min(accepted + 1, drafted)):
+            self._tried[position] = _MEMORY * self._tried[position] + 1
+            self._kept[position] = _MEMORY * self._kept[position] + (position < accepted)
+
+    def rate(self, position: int) -> float:
+        prior = _PRIOR_RATE if self._prior is None else self._prior.rate(position)
+        if position >= len(self._tried):
+            # As the last that was tried: a position nobody has reached yet isn't better than those before it.
+            return min(prior, self.rate(position - 1)) if position and self._tried else prior
+        tried, kept = self._tried[position], self._kept[position]
+        return (kept + prior * _PRIOR_ROUNDS) / (tried + _PRIOR_ROUNDS)
+
+
+class Times:
+    """Seconds of something by its size: medians of the last, straight lines between sizes that were seen."""
+
+    def __init__(self) -> None:
+        self._sizes: list[int] = []
+        self._seconds: dict[int, deque[float]] = {}
+
+    def add(self, size: int, seconds: float) -> None:
+        if size not in self._seconds:
+            bisect.insort(self._sizes, size)
+            self._seconds[size] = deque(maxlen=_TIMES)
+        self._seconds[size].append(seconds)
+
+    def at(self, size: int) -> float:
+        """A size beyond those seen counts as the nearest of them: taken for cheap, it will be tried, and be seen."""
+        place = bisect.bisect_left(self._sizes, size)
+        around = self._sizes[max(place - 1, 0) : place + 1]
+        if not around:
+            return 0.0
+        if size <= around[0] or size >= around[-1]:
+            return self._median(around[0] if size <= around[0] else around[-1])
+        low, high = around
+        share = (size - low) / (high - low)
+        return (1 - share) * self._median(low) + share * self._median(high)
+
+    def __contains__(self, size: int) -> bool:
+        return size in self._seconds
+
+    def _median(self, size: int) -> float:
+        return statistics.median(self._seconds[size])
+
+
+class Adaptive:
+    """As many as raise tokens a second, none where none does."""
+
+    def __init__(self, most: int = MOST) -> None:
+        self._most = most
+        self._all = Acceptance()
+        self._each: dict[int, Acceptance] = {}
+        self._passes, self._drafting = Times(), Times()
+        self._without = self._with = 0  # passes in a row without drafts, and with
+
+    def choose(self, room: Mapping[int, int]) -> dict[int, int]:
+        sequences = len(room)
+        most = {sequence: min(self._most, its) for sequence, its in room.items()}
+        if sequences not in self._passes or self._with >= _REFRESH:
+            return dict.fromkeys(room, 0)
+        if self._without >= _PROBE:
+            return {sequence: min(1, its) for sequence, its in most.items()}
+        chosen = dict.fromkeys(room, 0)
+        best = chosen.copy()
+        expected, longest = float(sequences), 0
+        rate = expected / self._passes.at(sequences)
+        for count, (chance, sequence) in enumerate(self._chances(most), 1):
+            chosen[sequence] += 1
+            longest = max(longest, chosen[sequence])
+            expected += chance
+            seconds = self._passes.at(sequences + count) + self._drafting.at(longest)
+            if expected / seconds > rate:
+                rate, best = expected / seconds, chosen.copy()
+        return best
+
+    def _chances(self, most: Mapping[int, int]) -> Sequence[tuple[float, int]]:
+        """(chance to be accepted, its sequence) of every token that could be drafted, the best first: of a draft, those
+        before come before.
+        """
+        chances = []
+        for sequence, its in most.items():
+            acceptance = self._each.get(sequence) or self._all
+            chance = 1.0
+            for position in range(its):
+                chance *= acceptance.rate(position)
+                chances.append((chance, position, sequence))
+        chances.sort(key=lambda one: (-one[0], one[1]))
+        return [(chance, sequence) for chance, _, sequence in chances]
+
+    def accepted(self, sequence: int, drafted: int, accepted: int) -> None:
+        if sequence not in self._each:
+            self._each[sequence] = Acceptance(self._all)
+        self._each[sequence].add(drafted, accepted)
+        self._all.add(drafted, accepted)
+
+    def timed(self, tokens: int, drafts: int, seconds: float, drafting: float) -> None:
+        self._passes.add(tokens, seconds)
+        if drafts:
+            self._drafting.add(drafts, drafting)
+        self._without, self._with = (0, self._with + 1) if drafts else (self._without + 1, 0)
+
+    def forget(self, sequence: int) -> None:
+        self._each.pop(sequence, None)

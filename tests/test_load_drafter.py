@@ -1,0 +1,285 @@
+"""Drafters from files: what they guess, beside an implementation of its own; what they share with a target, and what
+doesn't fit.
+
+The expected logits are float64, of weights as compressed-tensors reads them back, rounded to bfloat16. Quantized inputs
+are rounded to 8 bits in fewbits alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from drafters import DRAFTERS, NAMES, TARGET, Tensors, changed, expected
+from safetensors.numpy import load_file
+
+from fewbits.engine.kvcache import KVCache, Part
+from fewbits.errors import FewbitsError, PlanError
+from fewbits.kernels.ops import Ops
+from fewbits.kernels.reference.ops import ReferenceOps
+from fewbits.load import Loaded, inspect, load
+from fewbits.load_drafter import LoadedDrafter, load_drafter
+from fewbits.models.eagle3 import LayerIds
+
+SHARP = 1e-5  # float32 between operations
+ROUNDED = 2.0**-6  # a few roundings to bfloat16, of weights or inputs
+# Inputs of int8 are off by up to 2^-8 of their largest, those of fp8 by 2^-4 of themselves; the eight products that lie
+# one behind the other in a draft add some of that up. Measured: 0.022 and 0.063.
+QUANTIZED = {"int": 2.0**-5, "float": 2.0**-3}
+
+
+@pytest.fixture(scope="module", params=["reference", "native"])
+def target(request: pytest.FixtureRequest) -> Loaded:
+    ops: Ops | None = ReferenceOps() if request.param == "reference" else None
+    return load(TARGET, allow_reference=True, ops=ops)
+
+
+@pytest.fixture(scope="module")
+def native() -> Loaded:
+    return load(TARGET)
+
+
+def guesses(loaded: LoadedDrafter, known: Tensors) -> tuple[np.ndarray, np.ndarray, list[int]]:
+    """Logits of the given rows; of the two steps behind them, fed with the drafter's own states; and these tokens."""
+    ids = loaded.ids
+    assert ids is not None
+    cache = KVCache([replace(layer, dtype="f32") for layer in loaded.cache_layers], max_pages=8)
+    states = parts(known)
+    tokens = known["tokens"].tolist()
+    batch = cache.batch([Part(0, tokens, len(tokens))])
+    draft = loaded.drafter.forward(batch, loaded.drafter.combine(states), cache)
+    rows = draft.logits
+    further, following = [], []
+    logits, state = rows[-1:], np.ascontiguousarray(draft.states[-1:])
+    for _ in range(2):
+        following.append(int(ids[int(logits.argmax())]))
+        draft = loaded.drafter.forward(cache.batch([Part(0, following[-1:])]), state, cache)
+        logits, state = draft.logits, draft.states
+        further.append(logits[0])
+    return rows, np.array(further), following
+
+
+def parts(known: Tensors) -> list[np.ndarray]:
+    """The made-up states, one array for each boundary."""
+    return [np.ascontiguousarray(part) for part in np.split(known["states"], 3, axis=1)]
+
+
+def bound(loaded: LoadedDrafter, reference: bool) -> float:
+    acts = {row.spec.act.kind for row in loaded.plan.rows if row.spec.act is not None}
+    if acts:
+        return max(QUANTIZED[kind] for kind in acts)
+    quantized = any(row.spec.weight.quantized for row in loaded.plan.rows)
+    return SHARP if reference and not quantized else ROUNDED
+
+
+def distance(ours: np.ndarray, theirs: np.ndarray) -> float:
+    return float(np.linalg.norm(ours - theirs) / np.linalg.norm(theirs))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_it_guesses_is_what_the_definition_says(name: str, target: Loaded) -> None:
+    known = expected(name)
+    loaded = load_drafter(DRAFTERS / name, target, allow_reference=True)
+    rows, further, following = guesses(loaded, known)
+    allowed = bound(loaded, target.ops.name == "reference")
+    assert distance(rows, known["logits"]) < allowed
+    assert following == known["next"].tolist()
+    assert distance(further, known["further"]) < 2 * allowed  # which read what the rows before gave
+    assert loaded.boundaries == (0, 1, 2)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_native_guesses_are_those_of_the_reference(name: str, native: Loaded) -> None:
+    reference = load(TARGET, ops=ReferenceOps())
+    known = expected(name)
+    ours, theirs = (
+        guesses(load_drafter(DRAFTERS / name, target, allow_reference=True), known) for target in (native, reference)
+    )
+    assert distance(ours[0], theirs[0]) < ROUNDED and distance(ours[1], theirs[1]) < ROUNDED
+
+
+def test_the_drafters_head_is_quantized_by_its_own_config_and_the_targets_by_its_own(native: Loaded) -> None:
+    """Engines built the drafter's head without its config, or with the target's."""
+    loaded = load_drafter(DRAFTERS / "int8-head-only", native)
+    specs = {row.name: str(row.spec) for row in loaded.plan.rows if row.runs}
+    assert specs["lm_head"] == "int8 channel × a16"
+    assert specs["fc"] == specs["midlayer.mlp.down_proj"] == "bfloat16"
+    assert str(next(row.spec for row in native.plan.rows if row.name == "lm_head")) == "uint4 g32 asym × a16"
+
+
+def test_a_head_may_stay_as_it_is_while_everything_else_is_quantized(native: Loaded) -> None:
+    loaded = load_drafter(DRAFTERS / "fp8-bf16-head", native, allow_reference=True)
+    specs = {row.name: str(row.spec) for row in loaded.plan.rows if row.runs}
+    assert specs["lm_head"] == "bfloat16" and specs["fc"] == "fp8 channel × fp8 token dynamic"
+
+
+# What is shared
+
+
+def test_what_is_not_stored_is_the_targets_module_and_said_to_be(native: Loaded, tmp_path: Path) -> None:
+    def without_head(tensors: Tensors) -> None:
+        for name in ("lm_head.weight", "d2t", "t2d"):
+            del tensors[name]
+
+    folder = changed(tmp_path / "drafter", change=without_head, draft_vocab_size=None)
+    loaded = load_drafter(folder, native)
+    assert loaded.of_target == {"embedding": "it isn't stored", "head": "it isn't stored"}
+    assert loaded.ids is None and not loaded.from_columns
+    rows = {row.name: row for row in loaded.plan.rows}
+    for name in ("embed_tokens", "lm_head"):
+        assert (rows[name].executed_as, rows[name].tensors) == ("not_run", ())
+        assert rows[name].reason == "the target's takes its place"
+    # The target's head is packed and has no `.weight`; what comes out is what its kernel makes of the last state.
+    known = expected("bf16")
+    cache = KVCache(loaded.cache_layers, max_pages=8)
+    batch = cache.batch([Part(0, known["tokens"].tolist())])
+    draft = loaded.drafter.forward(batch, loaded.drafter.combine(parts(known)), cache)
+    kernel, packed = native.params["lm_head"]
+    norm = native.ops.norm(native.ops.vector(load_file(folder / "model.safetensors")["norm.weight"]), 1e-5, 0.0)
+    (logits,) = kernel.bind([packed])(norm(draft.states))
+    assert np.array_equal(draft.logits, logits) and logits.shape == (1, 96)
+
+
+def test_a_missing_head_of_a_reduced_vocabulary_is_the_targets_at_its_tokens(native: Loaded, tmp_path: Path) -> None:
+    def without_head(tensors: Tensors) -> None:
+        del tensors["lm_head.weight"]
+
+    loaded = load_drafter(changed(tmp_path / "drafter", change=without_head), native)
+    assert loaded.from_columns and loaded.ids is not None and len(loaded.ids) == 64
+
+
+def test_an_equal_embedding_is_shared_and_another_kept(native: Loaded, tmp_path: Path) -> None:
+    table = load_file(TARGET / "model.safetensors")["model.embed_tokens.weight"]
+
+    def equal(tensors: Tensors) -> None:
+        tensors["embed_tokens.weight"] = table.copy()
+
+    def near(tensors: Tensors) -> None:
+        tensors["embed_tokens.weight"] = table * np.float32(1.01)
+
+    def unlike(tensors: Tensors) -> None:
+        tensors["embed_tokens.weight"] = np.random.default_rng(0).standard_normal(table.shape).astype(np.float32)
+
+    assert load_drafter(changed(tmp_path / "equal", change=equal), native).of_target == {
+        "embedding": "its own is equal to it"
+    }
+    kept = load_drafter(changed(tmp_path / "near", change=near), native)
+    assert kept.of_target == {} and kept.notices == []
+    other = load_drafter(changed(tmp_path / "unlike", change=unlike), native)
+    assert other.of_target == {} and [notice.code for notice in other.notices] == ["draft-embedding"]
+
+
+def test_a_head_of_another_width_is_never_shared(native: Loaded) -> None:
+    loaded = load_drafter(DRAFTERS / "bf16", native)
+    assert "head" not in loaded.of_target and loaded.drafter.config.draft_vocab == 64
+
+
+# What doesn't fit
+
+
+@pytest.mark.parametrize(
+    ("config", "code", "part"),
+    [
+        ({"vocab_size": 97}, "draft-mismatch", "vocab_size is 97"),
+        ({"target_hidden_size": 32}, "draft-mismatch", "target_hidden_size is 32"),
+        ({"draft_vocab_size": 63}, "shape-mismatch", "the config makes it [63, 64]"),
+        ({"eagle_config": {"eagle_aux_hidden_state_layer_ids": [0, 1, 3]}}, "draft-mismatch", "behind 4 layers"),
+        ({"eagle_config": {"eagle_aux_hidden_state_layer_ids": [1, 2]}}, "draft-mismatch", "takes in 3 states"),
+        ({"eagle_config": {"use_aux_hidden_state": False}}, "config-unsupported", "use_aux_hidden_state"),
+        ({"speculators_model_type": "dflash"}, "config-unsupported", "dflash"),
+        ({"norm_before_fc": True, "fc_norm": True}, "config-unsupported", "exclude each other"),
+    ],
+)
+def test_a_config_that_does_not_fit_is_explained(
+    config: dict[str, object], code: str, part: str, native: Loaded, tmp_path: Path
+) -> None:
+    with pytest.raises(FewbitsError) as caught:
+        load_drafter(changed(tmp_path / "drafter", **config), native)
+    assert caught.value.code == code and part in str(caught.value)
+
+
+def test_a_reduced_head_without_d2t_is_an_error(native: Loaded, tmp_path: Path) -> None:
+    """An engine takes it for zeros, which is the wrong token for nearly every row."""
+
+    def change(tensors: Tensors) -> None:
+        del tensors["d2t"]
+
+    with pytest.raises(PlanError) as caught:
+        load_drafter(changed(tmp_path / "drafter", change=change), native)
+    assert caught.value.code == "module-missing" and caught.value.module == "d2t"
+
+
+@pytest.mark.parametrize("kind", ["absolute", "negative", "beyond"])
+def test_offsets_that_make_no_tokens_are_an_error(kind: str, native: Loaded, tmp_path: Path) -> None:
+    def change(tensors: Tensors) -> None:
+        offsets = tensors["d2t"]
+        if kind == "absolute":
+            tensors["d2t"] = offsets + np.arange(len(offsets))
+        elif kind == "negative":
+            tensors["d2t"][0] = -1
+        else:
+            tensors["d2t"][-1] = 90
+
+    with pytest.raises(PlanError) as caught:
+        load_drafter(changed(tmp_path / "drafter", change=change), native)
+    assert caught.value.code == "draft-vocabulary"
+
+
+def test_a_model_is_no_drafter_and_a_drafter_no_model(native: Loaded) -> None:
+    with pytest.raises(PlanError) as caught:
+        load_drafter(TARGET, native)
+    assert caught.value.code == "draft-not-a-drafter"
+    with pytest.raises(PlanError) as caught:
+        load(DRAFTERS / "bf16")
+    assert caught.value.code == "draft-alone"
+
+
+def test_speculators_must_say_which_residual(native: Loaded, tmp_path: Path) -> None:
+    folder = changed(tmp_path / "drafter", name="speculators-fc-norm", norm_before_residual=None)
+    with pytest.raises(FewbitsError) as caught:
+        load_drafter(folder, native)
+    assert "norm_before_residual is missing" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_tensor_is_in_the_plan(name: str) -> None:
+    plan = inspect(DRAFTERS / name)
+    claimed = [tensor for row in plan.rows for tensor in row.tensors] + plan.leftover_tensors
+    assert plan.checkpoint is not None and sorted(claimed) == sorted(plan.checkpoint.tensors)
+    assert plan.leftover_tensors == [] and plan.errors == [] and plan.config_keys == []
+
+
+# Which states it reads
+
+DEFAULT = (2, 12, 21)  # of 24 layers
+
+
+@pytest.mark.parametrize(
+    ("given", "speculators", "in_eagle_config", "boundaries"),
+    [
+        (None, False, False, DEFAULT),
+        ((2, 12, 21), False, True, DEFAULT),
+        ((1, 11, 20), False, True, DEFAULT),
+        ((1, 11, 20), False, False, DEFAULT),
+        ((1, 11, 20), True, False, (1, 11, 20)),  # speculators counts boundaries, whatever they look like
+        ((8, 16, 24), False, True, (8, 16, 24)),  # 24 is behind all layers: no layer has that number
+        ((3, 11, 22), False, True, (4, 12, 23)),
+        ((3, 11, 22), False, False, (3, 11, 22)),
+    ],
+)
+def test_numbers_of_layers_and_boundaries_are_told_apart(
+    given: tuple[int, ...] | None, speculators: bool, in_eagle_config: bool, boundaries: tuple[int, ...]
+) -> None:
+    found, why = LayerIds(given, speculators, in_eagle_config).boundaries(24, 3)
+    assert found == boundaries and why
+
+
+def test_boundaries_may_be_asked_for(native: Loaded) -> None:
+    loaded = load_drafter(DRAFTERS / "bf16", native, boundaries=(1, 1, 2))
+    assert loaded.boundaries == (1, 1, 2) and loaded.why == "as asked"
+    with pytest.raises(PlanError, match="takes in 3 states, not 2"):
+        load_drafter(DRAFTERS / "bf16", native, boundaries=(1, 2))
+    with pytest.raises(PlanError, match="behind 3 layers, of which the target has 2"):
+        load_drafter(DRAFTERS / "bf16", native, boundaries=(1, 2, 3))
