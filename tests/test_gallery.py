@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -38,7 +39,10 @@ MEANINGS: dict[str, Meaning] = {
     "A quantized lm_head taken for an unquantized one": Meaning({"lm_head": INT4}),
     "A head that the config ignores and the file holds packed": Meaning({"lm_head": INT4}, ("ignored-but-quantized",)),
     "A drafter with a quantized head and projection of its own": Meaning(
-        {"fc": INT4, "lm_head": INT4, "midlayer.self_attn.q_proj": "bfloat16"}, ("family-unknown",)
+        {"fc": INT4, "lm_head": INT4, "midlayer.self_attn.q_proj": "bfloat16"}
+    ),
+    "A drafter without a head, beside a target whose head is packed": Meaning(
+        {"fc": INT4, "lm_head": "bfloat16"}, not_run=("lm_head",)
     ),
     "A scale a row, stored [N] where a kernel wants [N, 1]": Meaning(dict.fromkeys((Q, K, V), "fp8 channel × a16")),
     "An ignore list of fused names": Meaning(
@@ -149,6 +153,15 @@ def test_cases_without_a_fault_run(folder: Path) -> None:
     for number, case in enumerate(CASES):
         plan = built(case.title, folder / str(number))
         if case.command == "run" or plan.errors or plan.family is None:
+            continue
+        if plan.family == "eagle3":
+            plan_of_target = built("A quantized lm_head taken for an unquantized one", folder / "target")
+            assert not plan_of_target.errors
+            # The target has one layer, and a drafter reads three states of it.
+            llm = fewbits.LLM(folder / "target", draft=folder / str(number), draft_tokens=2, draft_layers=(0, 1, 1))
+            [result] = llm.generate([[1, 2]], fewbits.SamplingParams(max_tokens=8, ignore_eos=True))
+            assert result.speculation is not None and result.speculation["drafted"] > 0
+            shutil.rmtree(folder / "target")
             continue
         llm = fewbits.LLM(folder / str(number), allow_reference=True)
         assert llm.generate([[1, 2]], fewbits.SamplingParams(max_tokens=1))[0].generated_tokens == 1

@@ -38,6 +38,7 @@ STEPS = 4  # draft tokens that training unrolls
 DECAY = 0.9  # of the weight of each further step's loss
 BOUNDARIES = (2, Shape.num_hidden_layers // 2, Shape.num_hidden_layers - 3)  # Eagle3's own choice
 INTERMEDIATE = 1024
+GENERATING = 0.1  # of the time, in which the target writes text to train on
 PROMPT, ANSWER = 32, 224  # tokens of a text that the target continues, and of its continuation
 
 
@@ -281,7 +282,7 @@ def train(arguments: argparse.Namespace) -> None:
     llm = LLM(arguments.target, threads=arguments.threads)
     whole = np.concatenate(corpus.whole)
     batches = []
-    while (time.monotonic() - begin) / 60 < arguments.minutes * 0.15:
+    while (time.monotonic() - begin) / 60 < arguments.minutes * GENERATING:
         temperature = (0.0, 0.8)[len(batches) % 2]
         batches.append(continuations(llm, prompts_of(whole, 64, source), temperature, ANSWER))
         print(f"{64 * ANSWER * len(batches) / 1e6:.2f} M tokens of the target's own text", end="\r", flush=True)
@@ -299,7 +300,7 @@ def train(arguments: argparse.Namespace) -> None:
     drafter = Drafter(target, ids)
     hidden = [p for name, p in drafter.named_parameters() if p.ndim == 2 and "lm_head" not in name]
     rest = [p for p in drafter.parameters() if p.ndim == 1]
-    muon = Muon(hidden, lr=0.005, momentum=0.95, weight_decay=0.05)
+    muon = Muon(hidden, lr=0.008, momentum=0.95, weight_decay=0.05)
     adam = torch.optim.AdamW(
         [{"params": [drafter.lm_head.weight], "lr": 0.001}, {"params": rest, "lr": 0.002}],
         betas=(0.9, 0.95),
@@ -345,7 +346,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for the result")
     parser.add_argument("--minutes", type=float, default=45, help="wall-clock budget (default: 45)")
     parser.add_argument("--draft-vocabulary", type=int, default=3072, help="tokens it can draft (default: 3072)")
-    parser.add_argument("--rows", type=int, default=12, help="texts a step (default: 12)")
+    parser.add_argument("--rows", type=int, default=8, help="texts a step (default: 8)")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: 2)")
     train(parser.parse_args())
 
