@@ -8,6 +8,7 @@
 
 #include <stdexcept>
 
+#include "bind_gating.h"
 #include "cpu.h"
 #include "gemm/gemm.h"
 #include "memory.h"
@@ -191,9 +192,10 @@ void run_norm(const Gemm& gemm, uintptr_t x, uintptr_t weight, float eps, float 
       add);
 }
 
-void run_gated(const Gemm& gemm, uintptr_t gate, uintptr_t up, float limit, int64_t M,
-               const nb::sequence& y, bool add) {
-  run(gemm, {fewbits::RowSource::Kind::silu_mul, floats(gate), floats(up), 0, 0, limit}, M, y, add);
+void run_gated(const Gemm& gemm, uintptr_t gate, uintptr_t up, const std::string& activation,
+               float limit, int64_t M, const nb::sequence& y, bool add) {
+  const fewbits::Gating gating = gating_of(activation, limit);
+  run(gemm, {fewbits::RowSource::Kind::gated, floats(gate), floats(up), 0, 0, gating}, M, y, add);
 }
 
 }  // namespace
@@ -251,8 +253,8 @@ NB_MODULE(_native, m) {
       .def("run", &run_plain, nb::arg("x"), nb::arg("M"), nb::arg("y"), nb::arg("add"))
       .def("run_norm", &run_norm, nb::arg("x"), nb::arg("weight"), nb::arg("eps"),
            nb::arg("offset"), nb::arg("M"), nb::arg("y"), nb::arg("add"))
-      .def("run_gated", &run_gated, nb::arg("gate"), nb::arg("up"), nb::arg("limit"), nb::arg("M"),
-           nb::arg("y"), nb::arg("add"))
+      .def("run_gated", &run_gated, nb::arg("gate"), nb::arg("up"), nb::arg("activation"),
+           nb::arg("limit"), nb::arg("M"), nb::arg("y"), nb::arg("add"))
       .def_prop_ro("K", &Gemm::K);
 
   bind_attention(m);

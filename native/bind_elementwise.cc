@@ -8,6 +8,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "bind_gating.h"
 #include "elementwise/elementwise.h"
 
 namespace nb = nanobind;
@@ -33,9 +34,11 @@ void rms_norm(uintptr_t x, uintptr_t weight, uintptr_t y, int64_t T, int64_t H, 
   fewbits::rms_norm(at<const float>(x), at<const float>(weight), at<float>(y), T, H, eps, offset);
 }
 
-void silu_mul(uintptr_t gate, uintptr_t up, uintptr_t y, int64_t T, int64_t I, float limit) {
+void gated(uintptr_t gate, uintptr_t up, uintptr_t y, int64_t T, int64_t I,
+           const std::string& activation, float limit) {
   require(T >= 0 && I >= 0, "sizes can't be negative");
-  fewbits::silu_mul(at<const float>(gate), at<const float>(up), at<float>(y), T, I, limit);
+  fewbits::gated(at<const float>(gate), at<const float>(up), at<float>(y), T, I,
+                 gating_of(activation, limit));
 }
 
 void scale_by_sigmoid(uintptr_t x, uintptr_t gate, int64_t T, int64_t heads, int64_t width) {
@@ -128,10 +131,10 @@ void bind_elementwise(nb::module_& module) {
   module.def("rms_norm", &rms_norm, arg("x"), arg("weight"), arg("y"), arg("T"), arg("H"),
              arg("eps"), arg("offset"), unlocked,
              "y = x / sqrt(mean(x^2) + eps) * (weight + offset) for rows [T, H] of float32.");
-  module.def("silu_mul", &silu_mul, arg("gate"), arg("up"), arg("y"), arg("T"), arg("I"),
-             arg("limit") = 0.0f, unlocked,
-             "y = silu(gate) * up, [T, I] of float32; with a limit > 0 the first factor is at most "
-             "that, and up brought to [-limit, limit].");
+  module.def(
+      "gated", &gated, arg("gate"), arg("up"), arg("y"), arg("T"), arg("I"),
+      arg("activation") = "silu", arg("limit") = 0.0f, unlocked,
+      "y = activation(gate) * up, [T, I] of float32, as fewbits.kernels.ops.Activation says.");
   module.def("scale_by_sigmoid", &scale_by_sigmoid, arg("x"), arg("gate"), arg("T"), arg("heads"),
              arg("width"), unlocked, "x[t, h, :] *= sigmoid(gate[t, h]), in place, of float32.");
   module.def("argmax", &argmax, arg("x"), arg("R"), arg("V"), arg("columns"), unlocked,

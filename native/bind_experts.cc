@@ -8,6 +8,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "bind_gating.h"
 #include "experts/experts.h"
 #include "experts/route.h"
 
@@ -46,12 +47,13 @@ using fewbits::Experts;
 using fewbits::Product;
 using Products = std::pair<std::vector<std::shared_ptr<Product>>, std::shared_ptr<Product>>;
 
-void make_experts(Experts* self, const std::vector<Products>& given, float limit) {
+void make_experts(Experts* self, const std::vector<Products>& given, const std::string& activation,
+                  float limit) {
   std::vector<Expert> experts;
   for (const auto& [inputs, down] : given) {
     experts.push_back({{inputs.begin(), inputs.end()}, down});
   }
-  new (self) Experts(std::move(experts), limit);
+  new (self) Experts(std::move(experts), gating_of(activation, limit));
 }
 
 void run(const Experts& experts, uintptr_t x, uintptr_t chosen, uintptr_t weights, int64_t T,
@@ -66,7 +68,7 @@ void run(const Experts& experts, uintptr_t x, uintptr_t chosen, uintptr_t weight
 void bind_experts(nb::module_& module) {
   using nb::arg;
   nb::class_<Experts>(module, "Experts")
-      .def("__init__", &make_experts, arg("experts"), arg("limit"))
+      .def("__init__", &make_experts, arg("experts"), arg("activation"), arg("limit"))
       .def("run", &run, arg("x"), arg("chosen"), arg("weights"), arg("T"), arg("k"), arg("y"),
            nb::call_guard<nb::gil_scoped_release>());
   module.def("route", &route, arg("logits"), arg("T"), arg("experts"), arg("top_k"), arg("score"),

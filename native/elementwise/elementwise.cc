@@ -9,7 +9,7 @@
 namespace fewbits {
 namespace {
 
-// Below this many elements a call takes a core at most 10 us (silu_mul on Zen 4), and waking the
+// Below this many elements a call takes a core at most 10 us (gated on Zen 4), and waking the
 // pool costs more than it saves.
 constexpr int64_t kParallel = 1 << 15;
 
@@ -20,12 +20,11 @@ const ElementwiseKernels& kernels() {
   static const ElementwiseKernels chosen = [] {
 #if defined(__x86_64__)
     if (tier() >= Tier::avx512)
-      return ElementwiseKernels{rms_norm_avx512, silu_mul_avx512, exp_negative_avx512,
-                                argmax_avx512};
+      return ElementwiseKernels{rms_norm_avx512, gated_avx512, exp_negative_avx512, argmax_avx512};
     if (tier() >= Tier::avx2)
-      return ElementwiseKernels{rms_norm_avx2, silu_mul_avx2, exp_negative_avx2, argmax_avx2};
+      return ElementwiseKernels{rms_norm_avx2, gated_avx2, exp_negative_avx2, argmax_avx2};
 #endif
-    return ElementwiseKernels{rms_norm_ref, silu_mul_ref, exp_negative_ref, argmax_ref};
+    return ElementwiseKernels{rms_norm_ref, gated_ref, exp_negative_ref, argmax_ref};
   }();
   return chosen;
 }
@@ -107,11 +106,11 @@ void rms_norm(const float* x, const float* weight, float* y, int64_t T, int64_t 
   for_range(T, T * H >= kParallel, rows);
 }
 
-void silu_mul(const float* gate, const float* up, float* y, int64_t T, int64_t I, float limit) {
+void gated(const float* gate, const float* up, float* y, int64_t T, int64_t I, Gating gating) {
   const int64_t count = T * I;
   auto pieces = [&](int64_t begin, int64_t end) {
     const int64_t first = begin * kPiece, last = end * kPiece < count ? end * kPiece : count;
-    kernels().silu_mul(gate + first, up + first, y + first, last - first, limit);
+    kernels().gated(gate + first, up + first, y + first, last - first, gating);
   };
   for_range((count + kPiece - 1) / kPiece, count >= kParallel, pieces);
 }
@@ -139,8 +138,8 @@ void rms_norm_row(const float* x, const float* weight, float* y, int64_t H, floa
   kernels().rms_norm(x, weight, y, 1, H, eps, offset);
 }
 
-void silu_mul_row(const float* gate, const float* up, float* y, int64_t I, float limit) {
-  kernels().silu_mul(gate, up, y, I, limit);
+void gated_row(const float* gate, const float* up, float* y, int64_t I, Gating gating) {
+  kernels().gated(gate, up, y, I, gating);
 }
 
 void exp_negative(const float* x, float* y, int64_t count) { kernels().exp_negative(x, y, count); }

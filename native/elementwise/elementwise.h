@@ -12,9 +12,16 @@ namespace fewbits {
 void rms_norm(const float* x, const float* weight, float* y, int64_t T, int64_t H, float eps,
               float offset);
 
-// y = gate / (1 + e^-gate) * up, [T, I]; with a limit > 0 the first factor is at most that, and up
-// is brought to [-limit, limit]. y may be gate or up.
-void silu_mul(const float* gate, const float* up, float* y, int64_t T, int64_t I, float limit);
+// How gate and up become one. silu: gate / (1 + e^-gate) * up; with a limit > 0 the first factor is
+// at most that, and up is brought to [-limit, limit]. swiglu_oai: gate / (1 + e^-1.702gate) * (up +
+// 1), gate and up bounded before.
+struct Gating {
+  enum class Kind { silu, swiglu_oai } kind = Kind::silu;
+  float limit = 0;
+};
+
+// [T, I]; y may be gate or up.
+void gated(const float* gate, const float* up, float* y, int64_t T, int64_t I, Gating gating);
 
 // x[t][h][:] *= 1 / (1 + e^-gate[t][h]), x [T, heads, width].
 void scale_by_sigmoid(float* x, const float* gate, int64_t T, int64_t heads, int64_t width);
@@ -25,7 +32,7 @@ void argmax(const float* x, int64_t R, int64_t V, int64_t* columns);
 // One row, in the calling thread.
 void rms_norm_row(const float* x, const float* weight, float* y, int64_t H, float eps,
                   float offset);
-void silu_mul_row(const float* gate, const float* up, float* y, int64_t I, float limit);
+void gated_row(const float* gate, const float* up, float* y, int64_t I, Gating gating);
 
 // y = e^x for x <= 0, at most 1.03 ulp off; 0 below -87.
 void exp_negative(const float* x, float* y, int64_t count);
@@ -50,24 +57,24 @@ void gather_rows(const EmbeddingTable& table, const int64_t* ids, int64_t T, flo
 struct ElementwiseKernels {
   void (*rms_norm)(const float* x, const float* weight, float* y, int64_t rows, int64_t H,
                    float eps, float offset);
-  void (*silu_mul)(const float* gate, const float* up, float* y, int64_t count, float limit);
+  void (*gated)(const float* gate, const float* up, float* y, int64_t count, Gating gating);
   void (*exp_negative)(const float* x, float* y, int64_t count);
   int64_t (*argmax)(const float* x, int64_t count);
 };
 
 void rms_norm_ref(const float* x, const float* weight, float* y, int64_t rows, int64_t H, float eps,
                   float offset);
-void silu_mul_ref(const float* gate, const float* up, float* y, int64_t count, float limit);
+void gated_ref(const float* gate, const float* up, float* y, int64_t count, Gating gating);
 void exp_negative_ref(const float* x, float* y, int64_t count);
 int64_t argmax_ref(const float* x, int64_t count);
 void rms_norm_avx2(const float* x, const float* weight, float* y, int64_t rows, int64_t H,
                    float eps, float offset);
-void silu_mul_avx2(const float* gate, const float* up, float* y, int64_t count, float limit);
+void gated_avx2(const float* gate, const float* up, float* y, int64_t count, Gating gating);
 void exp_negative_avx2(const float* x, float* y, int64_t count);
 int64_t argmax_avx2(const float* x, int64_t count);
 void rms_norm_avx512(const float* x, const float* weight, float* y, int64_t rows, int64_t H,
                      float eps, float offset);
-void silu_mul_avx512(const float* gate, const float* up, float* y, int64_t count, float limit);
+void gated_avx512(const float* gate, const float* up, float* y, int64_t count, Gating gating);
 void exp_negative_avx512(const float* x, float* y, int64_t count);
 int64_t argmax_avx512(const float* x, int64_t count);
 

@@ -8,8 +8,8 @@ void rms_norm_avx512(const float* x, const float* weight, float* y, int64_t rows
   rms_norm_rows(x, weight, y, rows, H, eps, offset);
 }
 
-void silu_mul_avx512(const float* gate, const float* up, float* y, int64_t count, float limit) {
-  silu_mul_range(gate, up, y, count, limit);
+void gated_avx512(const float* gate, const float* up, float* y, int64_t count, Gating gating) {
+  gated_range(gate, up, y, count, gating);
 }
 
 void exp_negative_avx512(const float* x, float* y, int64_t count) { exp_range(x, y, count); }

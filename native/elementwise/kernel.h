@@ -3,6 +3,7 @@
 
 #include <stdint.h>
 
+#include "elementwise/elementwise.h"
 #include "elementwise/lanes.h"
 
 namespace fewbits {
@@ -41,22 +42,33 @@ inline void rms_norm_rows(const float* x, const float* weight, float* y, int64_t
   }
 }
 
-// With t = e^-|x|: 1 / (1 + e^-x) is 1 / (1 + t) for x >= 0 and t / (1 + t) below; nothing
-// overflows. A limit bounds the activated gate from above and `up` on both sides; NaN passes.
-inline void silu_mul_range(const float* gate, const float* up, float* y, int64_t count,
-                           float limit) {
+// x times the sigmoid of `scaled`. With t = e^-|s|: 1 / (1 + e^-s) is 1 / (1 + t) for s >= 0 and
+// t / (1 + t) below; nothing overflows.
+inline Lanes times_sigmoid(Lanes x, Lanes scaled) {
+  const Lanes t = exp_lanes(minus_magnitude(scaled));
+  const Lanes numerator = where_negative(scaled, t, broadcast(1.0f));
+  return divide(multiply(x, numerator), add(broadcast(1.0f), t));
+}
+
+// What is bounded passes NaN.
+inline void gated_range(const float* gate, const float* up, float* y, int64_t count,
+                        Gating gating) {
+  const bool bounded = gating.limit > 0;
+  const Lanes most = broadcast(gating.limit), least = broadcast(-gating.limit);
   for (int64_t i = 0; i < count; i += kLanes) {
     const int part = left(count, i);
-    const Lanes x = load_part(gate + i, part);
-    const Lanes t = exp_lanes(minus_magnitude(x));
-    const Lanes numerator = where_negative(x, t, broadcast(1.0f));
-    Lanes activated = divide(multiply(x, numerator), add(broadcast(1.0f), t));
+    Lanes x = load_part(gate + i, part);
     Lanes factor = load_part(up + i, part);
-    if (limit > 0) {
-      activated = minimum(broadcast(limit), activated);
-      factor = maximum(broadcast(-limit), minimum(broadcast(limit), factor));
+    if (bounded) factor = maximum(least, minimum(most, factor));
+    if (gating.kind == Gating::Kind::silu) {
+      x = times_sigmoid(x, x);
+      if (bounded) x = minimum(most, x);
+    } else {
+      if (bounded) x = minimum(most, x);
+      x = times_sigmoid(x, multiply(broadcast(1.702f), x));
+      factor = add(factor, broadcast(1.0f));
     }
-    store_part(y + i, multiply(activated, factor), part);
+    store_part(y + i, multiply(x, factor), part);
   }
 }
 

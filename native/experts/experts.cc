@@ -51,7 +51,7 @@ struct Experts::Bound {
   }
 };
 
-Experts::Experts(std::vector<Expert> experts, float limit) : limit_(limit) {
+Experts::Experts(std::vector<Expert> experts, Gating gating) : gating_(gating) {
   if (experts.empty()) throw std::invalid_argument("there are no experts");
   for (const Expert& expert : experts) {
     experts_.emplace_back(expert);
@@ -134,8 +134,8 @@ struct Experts::Pass {
     for (int64_t row = begin; row < end; ++row) {
       const Chosen& chosen = pass.chosen[pass.of_row[row]];
       const float* const gate = pass.gate_up + row * 2 * W;
-      const RowSource source = {RowSource::Kind::silu_mul, gate, gate + W, 0, 0,
-                                pass.experts->limit_};
+      const RowSource source = {RowSource::Kind::gated, gate, gate + W, 0, 0,
+                                pass.experts->gating_};
       chosen.gated[0].set(row - chosen.begin, row_of(source, W, 0));
     }
   }

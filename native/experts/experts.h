@@ -23,13 +23,12 @@ struct Expert {
 
 class Experts {
  public:
-  // silu(gate) is at most `limit`, and up at most that large, where it isn't 0. Throws
-  // std::invalid_argument where shapes don't fit, or what Gemm doesn't take.
-  Experts(std::vector<Expert> experts, float limit);
+  // Throws std::invalid_argument where shapes don't fit, or what Gemm doesn't take.
+  Experts(std::vector<Expert> experts, Gating gating);
   ~Experts();
   Experts(const Experts&) = delete;
 
-  // y [T][H] += sum over a row's k experts of weight * down(silu(gate(x)) * up(x)), x [T][H].
+  // y [T][H] += sum over a row's k experts of weight * down(gated(gate(x), up(x))), x [T][H].
   // `chosen` and `weights` are [T][k]; the numbers of a row's experts differ. Throws
   // std::invalid_argument where there is no expert of a number.
   void run(const float* x, const int32_t* chosen, const float* weights, int64_t T, int64_t k,
@@ -43,7 +42,7 @@ class Experts {
                   float* y) const;
 
   int64_t h_ = 0, w_ = 0;
-  float limit_;
+  Gating gating_;
   std::vector<Bound> experts_;
 };
 

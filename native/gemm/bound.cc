@@ -267,7 +267,7 @@ const float* row_of(const RowSource& x, int64_t K, int64_t m) {
   if (x.kind == RowSource::Kind::rms_norm) {
     rms_norm_row(stored, x.other, line, K, x.eps, x.offset);
   } else {
-    silu_mul_row(stored, x.other + m * K, line, K, x.limit);
+    gated_row(stored, x.other + m * K, line, K, x.gating);
   }
   return line;
 }

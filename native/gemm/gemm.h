@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "elementwise/elementwise.h"
 #include "gemm/kernel.h"
 #include "memory.h"
 
@@ -74,11 +75,11 @@ struct Product {
 // The rows x [M][K] of a product: as they lie, or computed one by one as the product takes them in,
 // which saves a pass over memory and a call of the pool.
 struct RowSource {
-  enum class Kind { plain, rms_norm, silu_mul } kind;
+  enum class Kind { plain, rms_norm, gated } kind;
   const float* x;             // or what the operation (elementwise.h) is done to
-  const float* other;         // rms_norm: the weight [K]; silu_mul: the factors [M][K]
+  const float* other;         // rms_norm: the weight [K]; gated: up [M][K]
   float eps = 0, offset = 0;  // of rms_norm
-  float limit = 0;            // of silu_mul
+  Gating gating;
 };
 
 struct Form;

@@ -91,7 +91,7 @@ std::shared_ptr<const Product> random_product(int number, int N, int K, Random& 
 }
 
 // Every expert its own kind of weights, gate and up in one or apart.
-void test_experts(int E, int k, int T, int H, int W, float limit) {
+void test_experts(int E, int k, int T, int H, int W, Gating gating) {
   Random random(static_cast<uint32_t>(E * 1000 + T));
   std::vector<Expert> experts;
   for (int e = 0; e < E; ++e) {
@@ -118,7 +118,7 @@ void test_experts(int E, int k, int T, int H, int W, float limit) {
     chosen.insert(chosen.end(), order.begin(), order.begin() + k);
   }
   std::vector<float> found = y;
-  Experts(experts, limit).run(x.data(), chosen.data(), weights.data(), T, k, found.data());
+  Experts(experts, gating).run(x.data(), chosen.data(), weights.data(), T, k, found.data());
 
   const RowSource::Kind plain = RowSource::Kind::plain;
   for (int t = 0; t < T; t += T > 100 ? 37 : 1) {
@@ -132,7 +132,7 @@ void test_experts(int E, int k, int T, int H, int W, float limit) {
       std::vector<float> gate_up(2 * W), gated(W), result(H);
       float* out[] = {gate_up.data(), gate_up.data() + W};
       Gemm(expert.inputs).run({plain, x.data() + t * H, nullptr}, 1, out, false);
-      silu_mul_row(out[0], gate_up.data() + W, gated.data(), W, limit);
+      gated_row(out[0], gate_up.data() + W, gated.data(), W, gating);
       float* const into = result.data();
       Gemm({expert.down}).run({plain, gated.data(), nullptr}, 1, &into, false);
       for (int n = 0; n < H; ++n) total[n] += weights[t * k + place] * result[n];
@@ -169,10 +169,11 @@ int main() {
     }
   }
   test_rows_that_are_no_numbers();
-  for (const float limit : {0.0f, 0.5f}) {
-    test_experts(1, 1, 1, 64, 32, limit);
-    test_experts(8, 3, 5, 96, 80, limit);
-    test_experts(5, 2, 33, 160, 64, limit);
+  for (const Gating gating :
+       {Gating{}, Gating{Gating::Kind::silu, 0.5f}, Gating{Gating::Kind::swiglu_oai, 0.5f}}) {
+    test_experts(1, 1, 1, 64, 32, gating);
+    test_experts(8, 3, 5, 96, 80, gating);
+    test_experts(5, 2, 33, 160, 64, gating);
   }
   test_experts(12, 4, 1, 256, 64, 0);
   test_experts(3, 1, 600 / test_every(), 64, 32, 0);

@@ -334,13 +334,14 @@ void test_computed_rows() {
       Rows source(M, K, N), norm(M, K, N), gated(M, K, N);
       source.fill_x(random);
       rms_norm(source.x(), other.data(), norm.x(), M, K, 1e-5f, 1);
-      const float limit = M % 2 ? 0.5f : 0;
-      silu_mul(source.x(), other.data(), gated.x(), M, K, limit);
+      const Gating gating = {M % 2 ? Gating::Kind::silu : Gating::Kind::swiglu_oai,
+                             M % 3 ? 0.5f : 0};
+      fewbits::gated(source.x(), other.data(), gated.x(), M, K, gating);
       norm.run(gemm);
       gated.run(gemm);
       source.run(gemm, {RowSource::Kind::rms_norm, source.x(), other.data(), 1e-5f, 1});
       CHECK(memcmp(source.y(), norm.y(), sizeof(float) * M * N) == 0, "%d rows of a norm", M);
-      source.run(gemm, {RowSource::Kind::silu_mul, source.x(), other.data(), 0, 0, limit});
+      source.run(gemm, {RowSource::Kind::gated, source.x(), other.data(), 0, 0, gating});
       CHECK(memcmp(source.y(), gated.y(), sizeof(float) * M * N) == 0, "%d gated rows", M);
     }
   }

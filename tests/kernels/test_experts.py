@@ -111,6 +111,24 @@ def test_the_limit_is_for_what_silu_gives(ops, gate, up, plain, limited):
         np.testing.assert_allclose(np.asarray(y), [[expected]], rtol=2e-6)
 
 
+@pytest.mark.parametrize(
+    ("gate", "up", "limit", "expected"),
+    # gpt-oss: gate, up, then 7 for both of these, 1.702 and the 1 beside up; worked out by hand in float64
+    [(10, 9, 7.0, 55.99963), (-3, -9, 7.0, 0.108428), (1, 0, 0.0, 0.845796), (10, 9, 0.0, 99.999996)],
+)
+def test_swiglu_of_gpt_oss(ops, gate, up, limit, expected):
+    y = ops.gate(Activation("swiglu_oai", limit))(row(gate), row(up))
+    np.testing.assert_allclose(np.asarray(y), [[expected]], rtol=2e-6)
+
+
+@pytest.mark.parametrize("width", [1, 15, 16, 33, 700])
+def test_swiglu_agrees_with_the_definition(width):
+    gate, up = random(9, width) * 6, random(9, width, seed=1) * 6
+    reference, native = (np.asarray(one.gate(Activation("swiglu_oai", 5.0))(gate, up)) for one in OPS)
+    # Half an ulp of 1.702 x gate is up to 1e-6 of the exponential, and up + 1 may cancel.
+    np.testing.assert_allclose(native, reference, rtol=3e-6, atol=1e-6 * np.abs(gate).max())
+
+
 def test_limits_agree_and_leave_nan_alone():
     gate, up = random(9, 130) * 6, random(9, 130, seed=1) * 6
     gate[0, :3], up[1, :3] = [np.nan, np.inf, -np.inf], [np.nan, np.inf, -np.inf]

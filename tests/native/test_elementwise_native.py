@@ -42,9 +42,9 @@ def rms_norm(x, weight, eps=1e-6, offset=0.0):
     return y
 
 
-def silu_mul(gate, up):
+def gated(gate, up):
     y, check = guarded(gate.shape)
-    _native.silu_mul(gate.ctypes.data, up.ctypes.data, y.ctypes.data, *gate.shape)
+    _native.gated(gate.ctypes.data, up.ctypes.data, y.ctypes.data, *gate.shape)
     check()
     return y
 
@@ -74,7 +74,7 @@ def test_rms_norm_in_place():
 
 
 @pytest.mark.parametrize("width", LENGTHS)
-def test_silu_mul(width):
+def test_gated(width):
     rng = np.random.default_rng(width)
     gate = (rng.standard_normal((7, width)) * 10.0 ** rng.uniform(-6, 2, (7, width))).astype(np.float32)
     up = rng.standard_normal((7, width)).astype(np.float32)
@@ -82,12 +82,12 @@ def test_silu_mul(width):
     expected = wide / (1 + np.exp(-wide)) * up
     # An exponential (1.03 ulp), a sum, two products, a quotient; below -87 the exponential is 0.
     bound = abs(expected) * 10 * EPS + abs(wide * up) * np.exp(-87.0)
-    assert np.all(abs(silu_mul(gate, up) - expected) <= bound)
+    assert np.all(abs(gated(gate, up) - expected) <= bound)
 
 
 def test_silu_of_extremes():
     gate = np.array([[0.0, -0.0, 88, -88, 1e30, -1e30, np.inf, np.nan, 1e-40, -1e-40, 3.4e38, -3.4e38]], np.float32)
-    out = silu_mul(gate, np.ones_like(gate))[0]
+    out = gated(gate, np.ones_like(gate))[0]
     assert out[0] == 0 and out[1] == 0 and out[2] == 88 and abs(out[3]) < 1e-35
     assert out[4] == np.float32(1e30) and out[5] == 0 and out[6] == np.inf and np.isnan(out[7])
     assert out[10] == gate[0, 10] and out[11] == 0
@@ -119,17 +119,17 @@ def test_rows_have_the_same_bits_in_any_company(width):
     rng = np.random.default_rng(width)
     x, up = rng.standard_normal((2, 300, width)).astype(np.float32)
     weight = rng.standard_normal(width).astype(np.float32)
-    norms, gated = [], []
+    norms, products = [], []
     for count in (1, 2, 3, 4):
         _native.set_thread_count(count)
         norms.append(rms_norm(x, weight))
-        gated.append(silu_mul(x, up))
+        products.append(gated(x, up))
     for rows in (1, 2, 5, 77):
         parts = [slice(begin, begin + rows) for begin in range(0, 300, rows)]
         norms.append(np.concatenate([rms_norm(x[part], weight) for part in parts]))
-        gated.append(np.concatenate([silu_mul(x[part], up[part]) for part in parts]))
+        products.append(np.concatenate([gated(x[part], up[part]) for part in parts]))
     assert all(np.array_equal(norms[0], other) for other in norms)
-    assert all(np.array_equal(gated[0], other) for other in gated)
+    assert all(np.array_equal(products[0], other) for other in products)
 
 
 def rows_of(embedding, ids):
@@ -214,7 +214,7 @@ def test_refuses_negative_sizes():
     with pytest.raises(ValueError, match="at least one element"):
         _native.rms_norm(x, x, x, 1, 0, 1e-6, 0.0)
     with pytest.raises(ValueError, match="negative"):
-        _native.silu_mul(x, x, x, -1, 8)
+        _native.gated(x, x, x, -1, 8)
 
 
 @pytest.mark.parametrize("tier", [tier for tier in _native.supported_tiers() if tier != _native.tier()])

@@ -22,11 +22,13 @@ Array = Any  # an activation or a weight vector: whatever the back end's arrays 
 
 @dataclass(frozen=True, slots=True)
 class Activation:
-    """How gate and up become one: silu(gate) x up. A `limit` other than 0 bounds silu(gate) from above and up on both
-    sides, before they are multiplied.
+    """How gate and up become one. A `limit` other than 0 bounds factors from above, and up from below too.
+
+    silu: silu(gate) x up; the limit is for silu(gate) and up. swiglu_oai: gate x sigmoid(1.702 gate) x (up + 1); the
+    limit is for gate and up, before anything else.
     """
 
-    name: Literal["silu"] = "silu"
+    name: Literal["silu", "swiglu_oai"] = "silu"
     limit: float = 0.0
 
 

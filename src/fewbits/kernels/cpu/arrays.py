@@ -67,18 +67,18 @@ class Normed(Rows):
 
 
 class Gated(Rows):
-    """silu(gate) x up, with the limit of `ops.Activation`."""
+    """What an `ops.Activation`, as (name, limit), makes of gate and up."""
 
-    __slots__ = ("_gate", "_limit", "_up")
+    __slots__ = ("_activation", "_gate", "_up")
 
-    def __init__(self, gate: Array, up: Array, limit: float) -> None:
+    def __init__(self, gate: Array, up: Array, activation: tuple[str, float]) -> None:
         self.shape = gate.shape
-        self._gate, self._up, self._limit = gate, up, limit
+        self._gate, self._up, self._activation = gate, up, activation
 
     def multiply(self, gemm: Any, y: Sequence[int], add: bool) -> None:
         M, _ = self.shape
-        gemm.run_gated(_address(self._gate), _address(self._up), self._limit, M, y, add)
+        gemm.run_gated(_address(self._gate), _address(self._up), *self._activation, M, y, add)
 
     def _store(self, y: Array) -> None:
         M, K = self.shape
-        _native.silu_mul(_address(self._gate), _address(self._up), _address(y), M, K, self._limit)
+        _native.gated(_address(self._gate), _address(self._up), _address(y), M, K, *self._activation)

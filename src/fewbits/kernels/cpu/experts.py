@@ -9,7 +9,7 @@ import numpy as np
 from fewbits import _native
 from fewbits.kernels.cpu.arrays import Array
 from fewbits.kernels.cpu.linear import PackedLinear
-from fewbits.kernels.ops import Chosen, Expert
+from fewbits.kernels.ops import Activation, Chosen, Expert
 
 _address = _native.address
 
@@ -20,13 +20,13 @@ def all_native(experts: Sequence[Expert]) -> bool:
 
 
 class NativeExperts:
-    """`ops.Experts` of packed weights; `limit` is that of `ops.Activation`."""
+    """`ops.Experts` of packed weights."""
 
     __slots__ = ("_experts",)
 
-    def __init__(self, experts: Sequence[Expert], limit: float) -> None:
+    def __init__(self, experts: Sequence[Expert], activation: Activation) -> None:
         products = [([packed.product() for _, packed in expert.inputs], expert.down[1].product()) for expert in experts]
-        self._experts = _native.Experts(products, limit)
+        self._experts = _native.Experts(products, activation.name, activation.limit)
 
     def __call__(self, x: Array, chosen: Chosen, add_to: Array) -> None:
         if x.dtype != np.float32 or x.shape != add_to.shape or add_to.dtype != np.float32:

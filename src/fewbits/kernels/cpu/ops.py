@@ -136,8 +136,8 @@ class CpuOps:
         return lambda x: Normed(x, weight, eps, offset)
 
     def gate(self, activation: Activation) -> Callable[[Array, Array], Gated]:
-        rows = {"silu": Gated}[activation.name]
-        return lambda gate, up: rows(gate, up, activation.limit)
+        how = (activation.name, activation.limit)
+        return lambda gate, up: Gated(gate, up, how)
 
     def attention(self, spec: AttentionSpec) -> Attention:
         return Attention(spec, self._tables.setdefault(spec.rope, RopeTable(spec.rope)))
@@ -156,7 +156,7 @@ class CpuOps:
 
     def experts(self, experts: Sequence[Expert], activation: Activation) -> Experts:
         if all_native(experts):
-            return NativeExperts(experts, activation.limit)
+            return NativeExperts(experts, activation)
         return GroupedExperts(experts, self.gate(activation), np.float32)
 
     def scale_by_sigmoid(self, x: Array, gates: Array) -> None:

@@ -185,6 +185,14 @@ def _silu_mul(gate: Array, up: Array, limit: float) -> Array:
     return product
 
 
+def _swiglu_oai(gate: Array, up: Array, limit: float) -> Array:
+    gate, up = gate.astype(np.float64), up.astype(np.float64)
+    if limit:
+        gate, up = np.minimum(gate, limit), np.clip(up, -limit, limit)
+    product: Array = (gate * _sigmoid(1.702 * gate) * (up + 1)).astype(np.float32)
+    return product
+
+
 def _route(logits: Array, routing: Routing, bias: Array | None) -> Chosen:
     wide = logits.astype(np.float64)
     if routing.score == "softmax":
@@ -213,7 +221,7 @@ class ReferenceOps:
         return lambda x: rms_norm(x, weight, eps, offset).astype(np.float32)
 
     def gate(self, activation: Activation) -> Callable[[Array, Array], Array]:
-        function = {"silu": _silu_mul}[activation.name]
+        function = {"silu": _silu_mul, "swiglu_oai": _swiglu_oai}[activation.name]
         return lambda gate, up: function(gate, up, activation.limit)
 
     def attention(self, spec: AttentionSpec) -> Attention:
