@@ -208,3 +208,14 @@ def test_memory_and_parameters_are_those_of_all_experts(tmp_path: Path) -> None:
     all_five = inspect(write(tmp_path / "five", stack, config(made[0].weights)))
     assert all_five.parameters == 5 * 64 * 128 and one.parameters == 64 * 128
     assert all_five.weight_bytes() == 5 * one.weight_bytes() and all_five.nbytes == 5 * (one.nbytes or 0)
+
+
+def test_a_zero_point_for_each_row_of_each_expert(tmp_path: Path) -> None:
+    """[E, N] beside scales [E, N], as one number a row is stored by some."""
+    tensors, scale = int8(3, 16, 64, (3, 16))
+    zero = np.random.default_rng(1).integers(-20, 20, (3, 16)).astype(np.int8)
+    tensors[f"{UP}.weight_zero_point"] = zero
+    weights = PER_CHANNEL | {"symmetric": False}
+    found = values(inspect(write(tmp_path, tensors, config(weights))))
+    expected = (tensors[f"{UP}.weight"] - zero[..., np.newaxis].astype(np.float64)) * scale[..., np.newaxis]
+    assert np.array_equal(np.stack(found), expected)

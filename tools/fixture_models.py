@@ -141,6 +141,25 @@ MIXTRAL = BaseModel(
     {key: EXPERTS[key] for key in EXPERTS if key not in ("moe_intermediate_size", "num_experts")}
     | {"num_local_experts": 4, "intermediate_size": 16, "sliding_window": 8, "num_hidden_layers": 1},
 )
+# Full layers follow sliding ones; 8 tokens are half of what positions were trained on, before yarn stretched them.
+GPT_OSS = BaseModel(
+    "gpt_oss",
+    {key: EXPERTS[key] for key in EXPERTS if key not in ("moe_intermediate_size", "num_experts", "intermediate_size")}
+    | {
+        "num_local_experts": 5,
+        "intermediate_size": 64,
+        "sliding_window": 8,
+        "rope_parameters": {
+            "rope_type": "yarn",
+            "rope_theta": 150000.0,
+            "factor": 32.0,
+            "beta_fast": 32.0,
+            "beta_slow": 1.0,
+            "truncate": False,
+            "original_max_position_embeddings": 16,
+        },
+    },
+)
 
 
 def generator(*names: str) -> np.random.Generator:
@@ -158,7 +177,7 @@ def random_weight(name: str, shape: tuple[int, ...], tied: bool) -> np.ndarray:
     draw = generator(name, "x".join(map(str, shape)))
     if name.endswith("norm.weight"):
         return draw.uniform(0.5, 1.5, shape).astype(np.float32)
-    if name.endswith(".bias"):
+    if name.endswith((".bias", "_bias", ".sinks")):
         return (0.5 * draw.standard_normal(shape)).astype(np.float32)
     if len(shape) == 3:
         return np.stack([random_weight(f"{name}.{expert}", shape[1:], tied) for expert in range(shape[0])])

@@ -45,6 +45,7 @@ import torch
 from compressed_tensors.compressors import BaseCompressor
 from compressed_tensors.quantization import QuantizationConfig, QuantizationStatus, apply_quantization_config
 from fixture_digest import digests
+from fixture_gpt_oss import GPT_OSS_ROWS, GptOss, write_gpt_oss
 from fixture_libraries import environment
 from fixture_matching import write as write_matching
 from fixture_micro import MICRO
@@ -75,7 +76,7 @@ CALIBRATION_SEQUENCES = 8
 SAME_LOGITS = 1e-4
 
 Tensors = dict[str, torch.Tensor]
-ROWS: tuple[Fixture | Rewrite | Step, ...] = (*FIXTURES, *MICRO, *STEP, *SPARSE, *REWRITES)
+ROWS: tuple[Fixture | GptOss | Rewrite | Step, ...] = (*FIXTURES, *MICRO, *GPT_OSS_ROWS, *STEP, *SPARSE, *REWRITES)
 
 
 def quantize(base: Path, recipe: Recipe, vocabulary: int, folder: Path) -> None:
@@ -357,6 +358,9 @@ def make_all(out: Path, only: list[str] | None = None) -> None:
             rewrite(row, folder, out / row.source)
         elif isinstance(row, Step):
             write_expected(folder, {"note": row.note, "made_by": "transformers"}, {}, write_step(row, folder), None)
+        elif isinstance(row, GptOss):
+            decoded, logits = write_gpt_oss(row, folder)
+            write_expected(folder, {"note": row.note, "made_by": "transformers"}, decoded, logits, None)
         elif isinstance(row, Sparse):
             make_sparse(row, folder)
         elif row.library and row.library != version("compressed-tensors"):

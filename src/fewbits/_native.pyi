@@ -115,8 +115,8 @@ class Gemm:
     def run_norm(self, x: int, weight: int, eps: float, offset: float, M: int, y: Sequence[int], add: bool) -> None:
         """`run` of the rows that `rms_norm` makes of x [M, K]; a row at a time, and none is stored."""
 
-    def run_gated(self, gate: int, up: int, limit: float, M: int, y: Sequence[int], add: bool) -> None:
-        """`run` of the rows that `silu_mul` makes of gate and up [M, K]; a row at a time, and none is stored."""
+    def run_gated(self, gate: int, up: int, activation: str, limit: float, M: int, y: Sequence[int], add: bool) -> None:
+        """`run` of the rows that `gated` makes of gate and up [M, K]; a row at a time, and none is stored."""
 
     @property
     def K(self) -> int: ...
@@ -127,8 +127,8 @@ class Experts:
     ValueError where they don't fit together.
     """
 
-    def __init__(self, experts: Sequence[tuple[Sequence[Product], Product]], limit: float) -> None:
-        """silu(gate) is at most `limit`, and up at most that large, where it isn't 0."""
+    def __init__(self, experts: Sequence[tuple[Sequence[Product], Product]], activation: str, limit: float) -> None:
+        """`activation` and `limit` are those of `ops.Activation`."""
 
     def run(self, x: int, chosen: int, weights: int, T: int, k: int, y: int) -> None:
         """y += the weighted sum of each row's k experts; ValueError where there is no expert of a number.
@@ -205,10 +205,8 @@ def attend(
 def rms_norm(x: int, weight: int, y: int, T: int, H: int, eps: float, offset: float) -> None:
     """y = x / sqrt(mean(x^2) + eps) * (weight + offset) for rows [T, H] of float32."""
 
-def silu_mul(gate: int, up: int, y: int, T: int, I: int, limit: float = 0.0) -> None:
-    """y = silu(gate) * up, [T, I] of float32; with a limit > 0 the first factor is at most that, and up brought to
-    [-limit, limit].
-    """
+def gated(gate: int, up: int, y: int, T: int, I: int, activation: str = "silu", limit: float = 0.0) -> None:
+    """y = activation(gate) * up, [T, I] of float32, as `ops.Activation` says. ValueError for another name."""
 
 def scale_by_sigmoid(x: int, gate: int, T: int, heads: int, width: int) -> None:
     """x[t, h, :] *= sigmoid(gate[t, h]), in place; x float32 [T, heads, width], gate float32 [T, heads]."""

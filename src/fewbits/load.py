@@ -57,7 +57,9 @@ class _ModuleArrays(Mapping[str, NDArray[Any]]):
             raise KeyError(suffix)
         source = self._row.source(suffix)
         if suffix not in _CODES or self._codes == "read":
-            return self._reader.read(*source)
+            array = self._reader.read(*source)
+            turned = suffix == "weight" and self._row.stack is not None and self._row.stack.transposed
+            return np.ascontiguousarray(array.T) if turned else array
         stored = self._reader.stored(*source)
         return stored.mapped() if self._codes == "mapped" else cast(NDArray[Any], stored)
 
@@ -85,8 +87,8 @@ def decode(planned: LoadPlan, row: Row, reader: TensorReader, codes: Codes = "re
     """
     assert row.resolved is not None and planned.format is not None
     notices: list[Notice] = []
-    if row.runs_as != row.spec:
-        codes = "read"  # to be widened
+    if row.runs_as != row.spec or row.in_turn or (row.stack is not None and row.stack.transposed):
+        codes = "read"  # to be changed as a whole
 
     def warn(code: str, text: str) -> None:
         notices.append(Notice(code, row.module, text))
@@ -94,7 +96,7 @@ def decode(planned: LoadPlan, row: Row, reader: TensorReader, codes: Codes = "re
     linear = planned.format.decode(row.module, row.resolved, _ModuleArrays(reader, row, codes), warn)
     if row.runs_as != row.spec:
         linear = replace(linear, weight=linear.weight.in_float32())
-    return linear, notices
+    return linear.evens_first() if row.in_turn else linear, notices
 
 
 def load(

@@ -158,6 +158,19 @@ class QWeight:
         codes = self.codes.view(_DENSE_DTYPES.get(self.spec.number, self.codes.dtype))
         return replace(self, spec=dense("float32"), codes=codes.astype(np.float32))
 
+    def evens_first(self) -> QWeight:
+        """Rows 0, 2, 4 … and behind them 1, 3, 5 …; blocks may not span some of the rows."""
+        if self.spec.block[0] > 1:
+            raise ValueError(f"rows of {self.spec} can't change places")
+
+        def ordered(array: Array | None) -> Array | None:
+            if array is None or self.spec.block[0] == WHOLE:
+                return array
+            return np.concatenate((array[0::2], array[1::2]))
+
+        codes = np.concatenate((self.codes[0::2], self.codes[1::2]))
+        return replace(self, codes=codes, scale=ordered(self.scale), zero=ordered(self.zero))
+
     def rows(self, begin: int, end: int) -> QWeight:
         """Rows [begin, end); `begin` must lie on a block border."""
         height = self.spec.block[0]
@@ -222,3 +235,8 @@ class QLinear:
     @property
     def spec(self) -> QuantSpec:
         return QuantSpec(self.weight.spec, self.act)
+
+    def evens_first(self) -> QLinear:
+        """With its rows, and so its bias, as in `QWeight.evens_first`."""
+        bias = None if self.bias is None else np.concatenate((self.bias[0::2], self.bias[1::2]))
+        return replace(self, weight=self.weight.evens_first(), bias=bias)

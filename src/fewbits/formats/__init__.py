@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from fewbits.checkpoint import Checkpoint
-from fewbits.formats import compressed_tensors, dense, quark
+from fewbits.formats import compressed_tensors, dense, mxfp4, quark
 from fewbits.formats.resolved import Format
 
 
@@ -20,6 +20,7 @@ class Row(NamedTuple):
 FORMATS: tuple[Row, ...] = (
     Row("compressed-tensors", compressed_tensors.claim),
     Row("quark", quark.claim),
+    Row("mxfp4", mxfp4.claim),
     Row("dense", dense.claim),
 )
 

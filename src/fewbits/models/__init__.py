@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from fewbits.checkpoint.config import Config
-from fewbits.models import eagle3, llama, mistral, mixtral, qwen2, qwen2_moe, qwen3, qwen3_moe, step3p5
+from fewbits.models import eagle3, gpt_oss, llama, mistral, mixtral, qwen2, qwen2_moe, qwen3, qwen3_moe, step3p5
 from fewbits.models.decoder import DecoderConfig
 from fewbits.models.eagle3 import Eagle3Config
 
@@ -29,6 +29,7 @@ FAMILIES = (
     Family("qwen2_moe", ("Qwen2MoeForCausalLM",), ("qwen2_moe",), qwen2_moe.configure),
     Family("qwen3_moe", ("Qwen3MoeForCausalLM",), ("qwen3_moe",), qwen3_moe.configure),
     Family("mixtral", ("MixtralForCausalLM",), ("mixtral",), mixtral.configure),
+    Family("gpt_oss", ("GptOssForCausalLM",), ("gpt_oss",), gpt_oss.configure),
     Family("step3p5", ("Step3p5ForCausalLM",), ("step3p5",), step3p5.configure),
 )
 EAGLE3 = Family("eagle3", eagle3.ARCHITECTURES, (), eagle3.configure)  # reads a target's states: runs beside it alone

@@ -81,6 +81,7 @@ def decoder(
     qkv_bias: Bias = "no",
     output_bias: Bias = "no",
     qk_norm: bool = False,
+    sinks: bool = False,
 ) -> DecoderConfig:
     """A decoder; `types` and `feed_forward` have each layer's type and block."""
     heads = size(config, "num_attention_heads")
@@ -94,7 +95,8 @@ def decoder(
     for kind in dict.fromkeys(types):
         window = size(config, "sliding_window") if kind == "sliding_attention" else 0
         rotation = rope(config, head_dim, kind)
-        attention[kind] = AttentionConfig(heads, kv_heads, head_dim, rotation, window, qkv_bias, output_bias, qk_norm)
+        sizes = (heads, kv_heads, head_dim)
+        attention[kind] = AttentionConfig(*sizes, rotation, window, qkv_bias, output_bias, qk_norm, sinks=sinks)
     layers = [LayerConfig(attention[kind], block) for kind, block in zip(types, feed_forward, strict=True)]
     return of_layers(config, layers)
 

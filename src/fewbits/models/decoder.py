@@ -28,7 +28,8 @@ _LAYERS = "model.layers."
 @dataclass(frozen=True, slots=True)
 class AttentionConfig:
     """`window` 0 sees everything. `qk_norm`: RMS norms of each query and key head before the rotation. `head_gate`: a
-    module g_proj [heads, H], whose sigmoids multiply what the heads give.
+    module g_proj [heads, H], whose sigmoids multiply what the heads give. `sinks`: a logit of each head that takes part
+    in its softmax.
     """
 
     heads: int
@@ -40,6 +41,7 @@ class AttentionConfig:
     output_bias: Bias = "no"
     qk_norm: bool = False
     head_gate: bool = False
+    sinks: bool = False
 
     @property
     def scale(self) -> float:
@@ -56,12 +58,15 @@ class AttentionConfig:
         if self.qk_norm:
             yield Need(f"{name}.q_norm", "norm", (self.head_dim,))
             yield Need(f"{name}.k_norm", "norm", (self.head_dim,))
+        if self.sinks:
+            yield Need(f"{name}.sinks", "other", (self.heads,))
         yield Need(f"{name}.o_proj", "linear", (hidden, queries), bias=self.output_bias)
 
     def make(self, name: str, norm: tuple[float, float], params: Mapping[str, Any], ops: Ops) -> Attention:
         q_norm, k_norm = (params[f"{name}.{one}_norm"] if self.qk_norm else None for one in "qk")
         sizes = (self.heads, self.kv_heads, self.head_dim)
-        spec = AttentionSpec(*sizes, self.rope, self.scale, self.window, q_norm, k_norm, *norm)
+        sinks = params[f"{name}.sinks"] if self.sinks else None
+        spec = AttentionSpec(*sizes, self.rope, self.scale, self.window, q_norm, k_norm, *norm, sinks)
         q, k, v, output = (params[f"{name}.{part}_proj"] for part in "qkvo")
         gate = params[f"{name}.g_proj"] if self.head_gate else None
         return Attention(spec, q, k, v, output, gate, ops)

@@ -48,6 +48,7 @@ _PROJECTIONS = (
     (("gate_proj", "up_proj"), "down_proj"),
     (("w1", "w3"), "w2"),
     (("gate_up_proj",), "down_proj"),
+    (("w13",), "w2"),
 )
 _PLACES = ("{block}.experts.{{}}", "{block}.experts[{{}}]", "{block}[{{}}]")  # one by one; stacked; so without experts
 
@@ -79,6 +80,8 @@ class MoeConfig:
     """`experts` of one width, of which the router chooses; `selection_bias`: a vector beside the router.
 
     `names` are the ways in which they may be stored: the first that the checkpoint has, or else the first of all.
+    `bias`: of the router and of each expert. `in_turn` and `transposed` as in Need: of experts that are stacked, the
+    former where gate and up are one.
     """
 
     experts: int
@@ -88,6 +91,9 @@ class MoeConfig:
     activation: Activation = Activation()
     selection_bias: bool = False
     shared: SharedConfig | None = None
+    bias: Bias = "no"
+    in_turn: bool = False
+    transposed: bool = False
 
     def _names(self, layer: str, stored: Container[str]) -> MoeNames:
         first = (one for one in self.names if f"{layer}.{one.inputs[0].format(0)}" in stored)
@@ -96,15 +102,19 @@ class MoeConfig:
     def modules(self, layer: str, hidden: int, stored: Container[str]) -> Iterator[Need]:
         names = self._names(layer, stored)
         router = f"{layer}.{names.router}"
-        yield Need(router, "router", (self.experts, hidden))
+        yield Need(router, "router", (self.experts, hidden), bias=self.bias)
         if self.selection_bias:
             yield Need(f"{layer}.{names.bias}", "other", (self.experts,), owner=router)
-        rows = (2 // len(names.inputs)) * self.width
+        together = len(names.inputs) == 1
+        rows = (2 if together else 1) * self.width
+        in_turn = self.in_turn and together
         *inputs, down = (f"{layer}.{name}" for name in (*names.inputs, names.down))
         for expert in range(self.experts):
             for name in inputs:
-                yield Need(name.format(expert), "expert", (rows, hidden))
-            yield Need(down.format(expert), "expert", (hidden, self.width))
+                one = name.format(expert)
+                yield Need(one, "expert", (rows, hidden), False, self.bias, in_turn=in_turn, transposed=self.transposed)
+            one = down.format(expert)
+            yield Need(one, "expert", (hidden, self.width), False, self.bias, transposed=self.transposed)
         if self.shared is not None:
             yield from self.shared.mlp.modules(layer, hidden, stored)
             if self.shared.gate is not None:

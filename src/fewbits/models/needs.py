@@ -14,6 +14,9 @@ class Need(NamedTuple):
     module that is absent is filled from `tied_to` where that is set; only an `optional` one may be missing altogether,
     and `instead` says what then takes its place, if something does. `other` is a tensor by its whole name, a vector
     that the model takes as it is, floats or `integers`; the plan shows it in the row of its `owner`, if it has one.
+
+    Of experts in one stack: `transposed`, plain floats are stored [K, N]; `in_turn`, the rows of gate and up are stored
+    in turn, and are put one behind the other when they are loaded.
     """
 
     name: str
@@ -25,3 +28,5 @@ class Need(NamedTuple):
     owner: str | None = None
     integers: bool = False
     instead: str = ""
+    in_turn: bool = False
+    transposed: bool = False

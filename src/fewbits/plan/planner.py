@@ -212,6 +212,8 @@ class _Planner:
         """What keeps a stored module from filling its place in the model."""
         if not _fits(resolved.shape, need.shape):
             return "shape-mismatch", f"has shape {list(resolved.shape)}, the config makes it {_shown(need.shape)}"
+        if need.in_turn and resolved.spec.weight.block[0] > 1:
+            return "tensors-disagree", f"{resolved.spec.weight}: rows of gate and up, which come in turn, share scales"
         has_bias = any(suffix.partition(".")[0] == "bias" for suffix in resolved.claimed)
         if need.bias == "yes" and not has_bias:
             return "bias-missing", f"the {self.plan.family} family has a bias here, none is stored"
@@ -258,16 +260,17 @@ class _Planner:
         ]
         for stack in found:
             del modules[stack.module]
-        of_tensors = [name for name in loose if stacks.holds_experts(name, tensors[name])]
-        if of_tensors:
-            found += [stacks.of_tensor(name, tensors[name]) for name in of_tensors]
-            loose[:] = [name for name in loose if name not in set(of_tensors)]
-        return found
+        of_tensors = stacks.of_tensors(loose, tensors)
+        taken = {tensor for stack in of_tensors for tensor, _ in stack.tensors.values()}
+        loose[:] = [name for name in loose if name not in taken]
+        return [*found, *of_tensors]
 
     def _stack(self, stack: Stack) -> None:
         """A row for each expert; all are what the first is, and what is wrong with it is said once, of the stack."""
-        name, first = stack.module, stack.first
-        need = self.needs.get(stack.row(0))
+        name, need = stack.module, self.needs.get(stack.row(0))
+        if need is not None and need.transposed:
+            stack = stack.as_stored_transposed(need.shape)
+        first = stack.first
         rule = self.format.rule(name, "expert")
         module = StoredModule(name, "expert", first, _matrix(need), self._peek(name, stack))
         resolved = self.format.resolve(module, rule)
@@ -294,7 +297,8 @@ class _Planner:
         alike = Row(name, "expert", shape, spec, dtype, claimed, decided_by, execution, name, resolved, stack=stack)
         for expert, row in enumerate(names):
             how = execution if need is None or row in self.needs else unwanted
-            self.plan.rows.append(alike._replace(name=row, execution=how, expert=expert))
+            in_turn = need is not None and need.in_turn
+            self.plan.rows.append(alike._replace(name=row, execution=how, expert=expert, in_turn=in_turn))
         self.plan.leftover_tensors += [tensor for suffix, (tensor, _) in stack.tensors.items() if suffix not in claimed]
 
     # ---- tensors without a module ----------------------------------------------------------------------------------

@@ -39,6 +39,10 @@ class Need(Protocol):
     def integers(self) -> bool: ...
     @property
     def instead(self) -> str: ...
+    @property
+    def in_turn(self) -> bool: ...
+    @property
+    def transposed(self) -> bool: ...
 
 
 class Family(Protocol):
@@ -70,7 +74,7 @@ class Row(NamedTuple):
 
     `stored` names the module whose tensors are decoded: another one for a tied head, or for one of stacked experts,
     of which this is number `expert`; "" for none. Its tensors are those of `suffixes`, and beside them the `others`, by
-    their whole names.
+    their whole names. `in_turn`: rows of gate and up come in turn, as `models.needs.Need` says.
     """
 
     name: str
@@ -86,6 +90,7 @@ class Row(NamedTuple):
     others: tuple[str, ...] = ()
     stack: Stack | None = None
     expert: int = 0
+    in_turn: bool = False
 
     @property
     def tensors(self) -> tuple[str, ...]:

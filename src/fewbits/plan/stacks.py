@@ -3,6 +3,8 @@
     <parent>.<projection>      weight [E, N, K], weight_scale [E, N], input_scale [E] or []
     <parent>[e].<projection>   weight [N, K],    weight_scale [N],    input_scale []
 
+or as tensors <parent>.<projection>, <parent>.<projection>_bias, … without a dot before what they are of it.
+
 The first axis of a tensor is E iff the weight's is: a scale [E, N] can't be taken for one of [E, N] blocks, nor [E] for
 a scale a row. One number alone, and `weight_shape`, hold for all experts.
 """
@@ -10,19 +12,27 @@ a scale a row. One number alone, and `weight_shape`, hold for all experts.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from fewbits.checkpoint.files import TensorInfo
 
-_WEIGHTS = ("weight", "weight_packed")
+_WEIGHTS = ("weight", "weight_packed", "blocks")
+
+# What the names of tensors end with that belong to a stack whose parts have no dots, as gpt-oss (`gate_up_proj_blocks`)
+# and engines (`w13_weight_scale`) write them.
+_ENDINGS = {
+    f"_{suffix}": suffix
+    for suffix in """blocks scales bias weight weight_packed weight_scale weight_zero_point weight_shape
+    weight_global_scale input_scale input_zero_point input_global_scale""".split()
+}
 
 
 class Stack(NamedTuple):
     """One stacked module of so many `experts`.
 
     `tensors`: suffix → (name of the tensor, whether experts have parts of it). `first` is what the first expert alone
-    would be stored as; all are alike. `problem` is (code, text).
+    would be stored as; all are alike. `problem` is (code, text). `transposed`: each expert's weight is stored [K, N].
     """
 
     module: str
@@ -30,6 +40,7 @@ class Stack(NamedTuple):
     tensors: dict[str, tuple[str, bool]]
     first: dict[str, TensorInfo]
     problem: tuple[str, str] | None
+    transposed: bool = False
 
     @property
     def block(self) -> str:
@@ -40,10 +51,18 @@ class Stack(NamedTuple):
         parent, _, projection = self.module.rpartition(".")
         return f"{parent}[{expert}].{projection}"
 
+    def as_stored_transposed(self, shape: tuple[int | None, ...]) -> Stack:
+        """The same stack, if its weights are plain floats, stored [K, N] for a `shape` of [N, K]."""
+        weight = self.first.get("weight")
+        if weight is None or weight.shape[::-1] != shape or "weight_scale" in self.first:
+            return self
+        turned = weight._replace(shape=weight.shape[::-1])
+        return self._replace(first=self.first | {"weight": turned}, transposed=True)
+
 
 def holds_experts(name: str, weight: TensorInfo | None) -> bool:
     """Whether the weight of a module (or a tensor that is called like one) is a stack of experts'."""
-    return weight is not None and len(weight.shape) == 3 and (".experts" in name or ".moe." in name)
+    return weight is not None and len(weight.shape) >= 3 and (".experts" in name or ".moe." in name)
 
 
 def weight_of(stored: Mapping[str, TensorInfo]) -> TensorInfo | None:
@@ -55,9 +74,22 @@ def of_module(name: str, stored: Mapping[str, TensorInfo]) -> Stack:
     return _cut(name, {suffix: (f"{name}.{suffix}", info) for suffix, info in stored.items()})
 
 
-def of_tensor(name: str, info: TensorInfo) -> Stack:
-    """A weight without `.weight` behind its name, as transformers 5 stores `experts.gate_up_proj`."""
-    return _cut(name, {"weight": (name, info)})
+def of_tensors(names: Iterable[str], tensors: Mapping[str, TensorInfo]) -> list[Stack]:
+    """Of tensors whose names don't end like a module's: a weight without `.weight` behind its name, as transformers 5
+    stores `experts.gate_up_proj`, and what is stored beside it.
+    """
+    found: dict[str, dict[str, tuple[str, TensorInfo]]] = {}
+    for name in names:
+        if ".experts" not in name and ".moe." not in name:
+            continue
+        ending = max((ending for ending in _ENDINGS if name.endswith(ending)), key=len, default="")
+        suffix = _ENDINGS.get(ending, "weight")
+        found.setdefault(name.removesuffix(ending), {})[suffix] = (name, tensors[name])
+    return [
+        _cut(module, stored)
+        for module, stored in found.items()
+        if holds_experts(module, weight_of({suffix: info for suffix, (_, info) in stored.items()}))
+    ]
 
 
 def _cut(module: str, stored: Mapping[str, tuple[str, TensorInfo]]) -> Stack:
