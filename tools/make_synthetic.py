@@ -5,10 +5,11 @@
     python tools/make_synthetic.py --out DIR w4a16 --head --layers 24 --hidden 1536 --heads 24 --kv-heads 4 \
         --intermediate 512 --experts 48 --experts-per-token 8 --vocab 32000
                                                                     a Qwen3-MoE of 2.9 B parameters, 0.7 B at work
+    python tools/make_synthetic.py --out DIR w8a8 --drafter         an Eagle3 drafter for the Llama, head and all
     python tools/make_synthetic.py --out DIR bf16 --layers 2 --hidden 256 --intermediate 512 --vocab 1024
 
-Each is a complete folder DIR/<scheme>[-head], with a byte-level tokenizer of as many tokens as the head has rows. Codes
-are drawn as if normal weights had been quantized; nothing is ever quantized, so a checkpoint takes seconds.
+Each is a complete folder DIR/<scheme>[-head or -drafter], with a byte-level tokenizer of as many tokens as the head has
+rows. Codes are drawn as if normal weights had been quantized; nothing is ever quantized, so a checkpoint takes seconds.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from synthetic_schemes import BF16, SCHEMES, STD, Array, Scheme, bfloat16_of
 from synthetic_tokenizer import begin_id, end_id, write_tokenizer
 
 SHARD = 400_000_000  # parameters of a file
+EMBEDDING = "model.embed_tokens"
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ class Shape:
 
     def modules(self, head: bool) -> Iterator[tuple[str, int, int | None, bool]]:
         """(name, N, K or None for a norm, quantized), in the order of the forward pass."""
-        yield "model.embed_tokens", self.vocab, self.hidden, False
+        yield EMBEDDING, self.vocab, self.hidden, False
         for layer in range(self.layers):
             name = f"model.layers.{layer}"
             for norm in ("input_layernorm", "post_attention_layernorm"):
@@ -73,6 +75,30 @@ class Shape:
         yield "model.norm", self.hidden, None, False
         yield "lm_head", self.vocab, self.hidden, head
 
+    def beside(self) -> dict[str, Array]:
+        """Tensors that belong to no module."""
+        return {}
+
+
+@dataclass(frozen=True)
+class DrafterShape(Shape):
+    """An Eagle3 drafter of one layer for a target of this shape."""
+
+    draft_vocab: int = 32_000
+
+    def modules(self, head: bool) -> Iterator[tuple[str, int, int | None, bool]]:
+        yield "fc", self.hidden, 3 * self.hidden, True
+        for norm in ("input_layernorm", "hidden_norm", "post_attention_layernorm"):
+            yield f"midlayer.{norm}", self.hidden, None, False
+        for linear, N, K in self.linears():
+            inputs = 2 * self.hidden if linear.endswith(("q_proj", "k_proj", "v_proj")) else K
+            yield f"midlayer.{linear}", N, inputs, True
+        yield "norm", self.hidden, None, False
+        yield "lm_head", self.draft_vocab, self.hidden, head
+
+    def beside(self) -> dict[str, Array]:
+        return {"d2t": np.arange(self.draft_vocab) * (self.vocab // self.draft_vocab - 1)}
+
 
 def make(folder: Path, scheme: str, shape: Shape, head: bool = False, seed: int = 0) -> None:
     """Write one checkpoint; a folder that is there is replaced. Raises ValueError for shapes the scheme can't have."""
@@ -84,7 +110,7 @@ def make(folder: Path, scheme: str, shape: Shape, head: bool = False, seed: int 
     if folder.exists():
         shutil.rmtree(folder)
     folder.mkdir(parents=True)
-    write_weights(folder, chosen, modules, np.random.Generator(np.random.SFC64(seed)))
+    write_weights(folder, chosen, modules, shape.beside(), np.random.Generator(np.random.SFC64(seed)))
     (folder / "config.json").write_text(_json(config(chosen, shape, head)))
     (folder / "generation_config.json").write_text(
         _json({"bos_token_id": begin_id(shape.vocab), "eos_token_id": end_id(shape.vocab)})
@@ -93,7 +119,11 @@ def make(folder: Path, scheme: str, shape: Shape, head: bool = False, seed: int 
 
 
 def write_weights(
-    folder: Path, scheme: Scheme, modules: list[tuple[str, int, int | None, bool]], random: np.random.Generator
+    folder: Path,
+    scheme: Scheme,
+    modules: list[tuple[str, int, int | None, bool]],
+    beside: Mapping[str, Array],
+    random: np.random.Generator,
 ) -> None:
     shards: list[list[tuple[str, int, int | None, bool]]] = [[]]
     size = 0
@@ -107,7 +137,7 @@ def write_weights(
     weight_map: dict[str, str] = {}
     total = 0
     for number, shard in enumerate(shards, 1):
-        tensors = {}
+        tensors = dict(beside) if number == 1 else {}
         for name, N, K, quantized in shard:
             made = SCHEMES[BF16] if not quantized else scheme
             arrays = norm(random, N) if K is None else made.tensors(random, N, K)
@@ -204,6 +234,9 @@ def config(scheme: Scheme, shape: Shape, head: bool) -> dict[str, Any]:
             "num_experts": shape.experts,
             "num_experts_per_tok": shape.experts_per_token,
         }
+    if isinstance(shape, DrafterShape):
+        values |= {"architectures": ["LlamaForCausalLMEagle3"], "draft_vocab_size": shape.draft_vocab}
+        values["num_hidden_layers"] = 1
     if scheme.weights is not None:
         values["quantization_config"] = {
             "config_groups": {
@@ -217,7 +250,9 @@ def config(scheme: Scheme, shape: Shape, head: bool) -> dict[str, Any]:
             },
             "format": scheme.format,
             "global_compression_ratio": None,
-            "ignore": [name for name, _, K, quantized in shape.modules(head) if K and not quantized][1:],
+            "ignore": [
+                name for name, _, K, quantized in shape.modules(head) if K and not quantized and name != EMBEDDING
+            ],
             "kv_cache_scheme": None,
             "quant_method": "compressed-tensors",
             "quantization_status": "compressed",
@@ -237,6 +272,7 @@ def main() -> None:
     parser.add_argument("schemes", nargs="*", metavar="SCHEME", help=f"of {', '.join(SCHEMES)} (all)")
     parser.add_argument("--out", type=Path, required=True, help="the folder to make them in")
     parser.add_argument("--head", action="store_true", help="quantize lm_head too")
+    parser.add_argument("--drafter", action="store_true", help="make drafters, their lm_head quantized")
     parser.add_argument("--seed", type=int, default=0)
     for name, default in asdict(Shape()).items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default, help=f"({default})")
@@ -244,10 +280,11 @@ def main() -> None:
     unknown = set(arguments.schemes) - set(SCHEMES)
     if unknown:
         parser.error(f"no such scheme: {', '.join(sorted(unknown))}")
-    shape = Shape(**{name: getattr(arguments, name) for name in asdict(Shape())})
+    kind = DrafterShape if arguments.drafter else Shape
+    shape = kind(**{name: getattr(arguments, name) for name in asdict(Shape())})
     for scheme in arguments.schemes or SCHEMES:
-        head = arguments.head and SCHEMES[scheme].weights is not None
-        folder = arguments.out / (f"{scheme}-head" if head else scheme)
+        head = (arguments.head or arguments.drafter) and SCHEMES[scheme].weights is not None
+        folder = arguments.out / (f"{scheme}-drafter" if arguments.drafter else f"{scheme}-head" if head else scheme)
         make(folder, scheme, shape, head, arguments.seed)
         print(folder)
 

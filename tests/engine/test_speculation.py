@@ -114,7 +114,7 @@ def test_what_is_drafted_and_accepted_is_counted(plain: LLM) -> None:
     result = llm.generate([PROMPTS[0]], wish)[0]
     assert result.token_ids == answers[tuple(PROMPTS[0])]
     speculation = result.speculation
-    assert speculation is not None and llm._driver._total.summary() == speculation
+    assert speculation is not None and llm._driver.total.summary() == speculation
     # passes: [1 2 3] → 4 tokens; [x] → 1; [6 7 8] → 4; [10 x] → 2 (11 is wrong); then 12 alone, without room for a
     # draft
     assert speculation["mean_tokens_per_pass"] == 12 / 5

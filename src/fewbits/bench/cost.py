@@ -42,15 +42,17 @@ class Cost:
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """A sequence in a pass: `new` tokens at the end of `entries` in the cache."""
+    """A sequence in a pass: `new` tokens at the end of `entries` in the cache, and logits of the last of them."""
 
     new: int
     entries: int
+    logits: int = 1
 
 
 def pass_cost(planned: LoadPlan, layers: Sequence[CacheLayer], sequences: Sequence[Span], attention: Dot) -> Cost:
-    """Of one pass that computes the logits of each sequence's last token; attention's products use `attention`."""
+    """Of one pass over sequences; attention's products use `attention`."""
     tokens = sum(sequence.new for sequence in sequences)
+    logits = sum(sequence.logits for sequence in sequences)
     macs: Counter[Dot] = Counter()
     nbytes = 0
     expected: defaultdict[Dot, float] = defaultdict(float)
@@ -65,7 +67,7 @@ def pass_cost(planned: LoadPlan, layers: Sequence[CacheLayer], sequences: Sequen
             expected[_dot(row)] += taken * tokens * share
             continue
         nbytes += whole
-        macs[_dot(row)] += taken * (len(sequences) if row.kind == "head" else tokens)
+        macs[_dot(row)] += taken * (logits if row.kind == "head" else tokens)
     nbytes += round(expected_bytes)
     for dot, count in expected.items():
         macs[dot] += round(count)

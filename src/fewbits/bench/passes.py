@@ -23,9 +23,11 @@ _STEPS = (4, 64)  # at least and at most
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """Decoding: one token of each of `sequences` a step, after CONTEXT. Prefill: `tokens` of one sequence."""
+    """Decoding: one token of each of `sequences` a step, after CONTEXT. Prefill: `tokens` of one sequence. Verifying:
+    so many of one sequence after CONTEXT, all but the first a draft.
+    """
 
-    kind: Literal["decode", "prefill"]
+    kind: Literal["decode", "prefill", "verify"]
     sequences: int
     tokens: int
 
@@ -34,10 +36,12 @@ class Case:
         """What a pass does; of decoding, one in the middle of its steps."""
         if self.kind == "prefill":
             return [Span(self.tokens, self.tokens)]
+        if self.kind == "verify":
+            return [Span(self.tokens, CONTEXT + self.tokens, self.tokens)]
         return [Span(1, CONTEXT + 2)] * self.sequences
 
     def __str__(self) -> str:
-        return f"decode, batch {self.sequences}" if self.kind == "decode" else f"prefill {self.tokens}"
+        return f"decode, batch {self.sequences}" if self.kind == "decode" else f"{self.kind} {self.tokens}"
 
 
 def decode(batch: int) -> Case:
@@ -46,6 +50,10 @@ def decode(batch: int) -> Case:
 
 def prefill(tokens: int) -> Case:
     return Case("prefill", 1, tokens)
+
+
+def verify(tokens: int) -> Case:
+    return Case("verify", 1, tokens)
 
 
 class Passes:
@@ -62,20 +70,29 @@ class Passes:
         self.steps: list[float] = []  # seconds of every step so far
         random = np.random.default_rng(0)
         self._prompts = random.integers(0, llm.vocabulary, (case.sequences, length)).tolist()
-        if case.kind == "decode":
-            self._prefill(CONTEXT)
-        else:
-            self._prefill(min(case.tokens, PAGE_SIZE))
+        self._prefill(min(case.tokens, PAGE_SIZE) if case.kind == "prefill" else CONTEXT)
 
     def seconds(self) -> float:
-        """Of one pass; of decoding, one in the middle of as many steps as take 0.3 s."""
+        """Of one pass; of decoding and verifying, one in the middle of as many steps as take 0.3 s."""
         if self.case.kind == "prefill":
             return self._prefill(self.case.tokens)
+        if self.case.kind == "verify":
+            return self._verify()
         requests = [self._request(index, CONTEXT + 1, CONTEXT) for index in range(self.case.sequences)]
         times: list[float] = []
         while len(times) < _STEPS[0] or (sum(times) < _SECONDS and len(times) < _STEPS[1]):
             times.append(self.step(requests, 1))
         for request in requests:
+            self.cache.truncate(request.sequence, CONTEXT)
+        return statistics.median(times)
+
+    def _verify(self) -> float:
+        """Drafts are drawn, so that next to none is accepted, and every step is over the same entries."""
+        times: list[float] = []
+        while len(times) < _STEPS[0] or (sum(times) < _SECONDS and len(times) < _STEPS[1]):
+            request = self._request(0, CONTEXT + 1, CONTEXT)
+            request.draft_ids = self._prompts[0][CONTEXT + 1 : CONTEXT + self.case.tokens]
+            times.append(self.step([request], self.case.tokens))
             self.cache.truncate(request.sequence, CONTEXT)
         return statistics.median(times)
 

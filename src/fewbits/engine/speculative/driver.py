@@ -21,7 +21,7 @@ class Driver:
 
     def __init__(self, proposer: Proposer, lengths: Lengths) -> None:
         self._proposer, self._lengths = proposer, lengths
-        self._total = Speculation()
+        self.total = Speculation()
         self._drafting = self._drafted_at = 0.0
 
     @property
@@ -54,7 +54,7 @@ class Driver:
             self._proposer.watch(one.request, states, one.computed - one.drafted + one.accepted)
         decoding = [one for one in outcomes if one.tokens and one.request.sampled > one.tokens]
         for one in decoding:
-            for statistics in (one.request.speculation, self._total):
+            for statistics in (one.request.speculation, self.total):
                 if statistics is not None:
                     statistics.count(one.drafted, one.accepted, one.tokens)
             if one.drafted:
@@ -70,7 +70,7 @@ class Driver:
     @property
     def warning(self) -> Notice | None:
         """Said once acceptance is near zero, with what to look at."""
-        total = self._total
+        total = self.total
         if total.rounds < _ROUNDS or total.accepted[0] > _NEAR_ZERO * total.rounds:
             return None
         doubt = self._proposer.doubt()

@@ -87,12 +87,14 @@ class Times:
     def __init__(self) -> None:
         self._sizes: list[int] = []
         self._seconds: dict[int, deque[float]] = {}
+        self._medians: dict[int, float] = {}
 
     def add(self, size: int, seconds: float) -> None:
         if size not in self._seconds:
             bisect.insort(self._sizes, size)
             self._seconds[size] = deque(maxlen=_TIMES)
         self._seconds[size].append(seconds)
+        self._medians[size] = statistics.median(self._seconds[size])
 
     def at(self, size: int) -> float:
         """A size beyond those seen counts as the nearest of them: taken for cheap, it will be tried, and be seen."""
@@ -101,16 +103,13 @@ class Times:
         if not around:
             return 0.0
         if size <= around[0] or size >= around[-1]:
-            return self._median(around[0] if size <= around[0] else around[-1])
+            return self._medians[around[0] if size <= around[0] else around[-1]]
         low, high = around
         share = (size - low) / (high - low)
-        return (1 - share) * self._median(low) + share * self._median(high)
+        return (1 - share) * self._medians[low] + share * self._medians[high]
 
     def __contains__(self, size: int) -> bool:
         return size in self._seconds
-
-    def _median(self, size: int) -> float:
-        return statistics.median(self._seconds[size])
 
 
 class Adaptive:
