@@ -292,3 +292,23 @@ def test_the_drafters_cache_is_freed_with_its_requests(plain: LLM) -> None:
     proposer: Any = llm._driver._proposer
     assert proposer._sequences == {} and proposer._cache._sequences == {}
     assert llm._cache._sequences == {}
+
+
+# Every scheme, over 200 prompts
+
+CORPUS = 200
+RUNNABLE = sorted(path.parent.name for path in FIXTURES.glob("*/expected.safetensors"))
+
+
+@pytest.mark.parametrize("target", RUNNABLE)
+def test_200_prompts_for_every_scheme_of_a_target(target: str) -> None:
+    """Drafts of four, each token right with a chance of two in three, so that every pass accepts some and rejects some."""
+    llm = LLM(FIXTURES / target, allow_reference=True)
+    random = np.random.default_rng(0)
+    prompts = [random.integers(3, llm.vocabulary, random.integers(1, 9)).tolist() for _ in range(CORPUS)]
+    wish = SamplingParams(max_tokens=6, ignore_eos=True)
+    expected = tokens(llm.generate(prompts, wish))
+    answers = {tuple(prompt): answer for prompt, answer in zip(prompts, expected, strict=True)}
+    llm._driver = Driver(Oracle(answers, (False, True, False, False, True, False, False, False, True)), Fixed(4))
+    assert tokens(llm.generate(prompts, wish)) == expected
+    assert llm._driver.total.rounds > CORPUS and 0.2 < (llm._driver.total.acceptance or 0) < 0.9
