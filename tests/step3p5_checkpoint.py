@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from typing import Any
+
+import numpy as np
 
 RELEASE: dict[str, Any] = {
     "architectures": ["Step3p5ForCausalLM"],
@@ -64,6 +67,48 @@ RELEASE: dict[str, Any] = {
     "bos_token_id": 0,
 }
 
+# What hides mistakes otherwise: other head counts in sliding layers, a window and a scaling that bite within the
+# sequence, limits that bite, biases of selection that change it.
+SMALL = copy.deepcopy(RELEASE) | {
+    "torch_dtype": "float32",
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 6,
+    "vocab_size": 40,
+    "head_dim": 16,
+    "num_attention_heads": 4,
+    "num_attention_groups": 2,
+    "attention_other_setting": {
+        "attention_type": "sliding_attention",
+        "num_attention_heads": 6,
+        "num_attention_groups": 2,
+        "head_dim": 16,
+        "true_head_dim": 16,
+    },
+    "layer_types": ["sliding_attention" if i % 4 else "full_attention" for i in range(6)] + ["sliding_attention"] * 2,
+    "sliding_window": 5,
+    "rope_theta": [1e2 if i % 4 else 5e3 for i in range(6)] + [1e2] * 2,
+    "partial_rotary_factors": [1.0 if i % 4 else 0.5 for i in range(6)] + [1.0] * 2,
+    "rope_scaling": {
+        "rope_type": "llama3",
+        "factor": 2.0,
+        "original_max_position_embeddings": 64,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 8.0,
+    },
+    "max_position_embeddings": 128,
+    "max_seq_len": 128,
+    "moe_layers_enum": "2,3,4,5",
+    "moe_num_experts": 8,
+    "moe_top_k": 3,
+    "moe_intermediate_size": 16,
+    "share_expert_dim": 24,
+    "swiglu_limits": [0.0, 0.0, 0.0, 0.0, 0.25, 0.25, 0.0, 0.0],
+    "swiglu_limits_shared": [0.0, 0.5, 0.0, 0.0, 0.0, 0.4, 0.0, 0.0],
+    "num_nextn_predict_layers": 2,
+    "eos_token_id": [39],
+}
+
 Shapes = Iterator[tuple[str, tuple[int, ...]]]
 
 
@@ -121,3 +166,18 @@ def is_experts(tensor: str) -> bool:
 def is_quantized(tensor: str) -> bool:
     """Of a quantized release: the projections of attention and feed-forward, and no router, gate or head."""
     return tensor.endswith("_proj.weight") and ".g_proj." not in tensor and ".eh_proj." not in tensor
+
+
+def random_tensors(config: dict[str, Any]) -> dict[str, np.ndarray]:
+    random = np.random.default_rng(0)
+    tensors = {}
+    for name, shape in shapes(config):
+        values = random.standard_normal(shape)
+        if name.endswith("norm.weight"):
+            values *= 0.2
+        elif name.endswith("router_bias"):
+            values *= 0.5
+        elif "embed_tokens" not in name:
+            values *= 2 / np.sqrt(shape[-1])
+        tensors[name] = values.astype(np.float32)
+    return tensors

@@ -67,15 +67,40 @@ class Step:
 
     def logits(self, ids: list[int]) -> Array:
         """Of every token, [T, vocabulary]."""
-        config, w = self.config, self.tensors
-        eps = config["rms_norm_eps"]
-        x = w["model.embed_tokens.weight"][ids]
-        for layer in range(config["num_hidden_layers"]):
+        w, eps = self.tensors, self.config["rms_norm_eps"]
+        return np.stack([w["lm_head.weight"] @ norm(t, w["model.norm.weight"], eps) for t in self.states(ids)])
+
+    def states(self, ids: list[int]) -> Array:
+        """Behind the last layer, before the last norm, [T, hidden]."""
+        x = self.tensors["model.embed_tokens.weight"][ids]
+        for layer in range(self.config["num_hidden_layers"]):
+            x = self._block(layer, x)
+        return x
+
+    def drafts(self, ids: list[int]) -> list[int]:
+        """What the MTP modules guess behind the tokens, of which the last one has no state yet; all from the start."""
+        w, eps = self.tensors, self.config["rms_norm_eps"]
+        tokens, state = list(ids), self.states(ids[:-1])
+        for module in range(1, self.config["num_nextn_predict_layers"] + 1):
+            layer = self.config["num_hidden_layers"] + module - 1
             name = f"model.layers.{layer}"
-            x = x + self._attention(layer, np.stack([norm(t, w[f"{name}.input_layernorm.weight"], eps) for t in x]))
-            post = w[f"{name}.post_attention_layernorm.weight"]
-            x = x + np.stack([self._feed_forward(layer, norm(t, post, eps)) for t in x])
-        return np.stack([w["lm_head.weight"] @ norm(t, w["model.norm.weight"], eps) for t in x])
+            embedded = w["model.embed_tokens.weight"][tokens[module : module + len(state)]]
+            u = [
+                w[f"{name}.eh_proj.weight"]
+                @ np.concatenate([norm(e, w[f"{name}.enorm.weight"], eps), norm(h, w[f"{name}.hnorm.weight"], eps)])
+                for e, h in zip(embedded, state, strict=True)
+            ]
+            state = self._block(layer, np.stack(u))
+            head = f"{name}.transformer.shared_head"
+            logits = w[f"{head}.output.weight"] @ norm(state[-1], w[f"{head}.norm.weight"], eps)
+            tokens.append(int(logits.argmax()))
+        return tokens[len(ids) :]
+
+    def _block(self, layer: int, x: Array) -> Array:
+        w, eps, name = self.tensors, self.config["rms_norm_eps"], f"model.layers.{layer}"
+        x = x + self._attention(layer, np.stack([norm(t, w[f"{name}.input_layernorm.weight"], eps) for t in x]))
+        post = w[f"{name}.post_attention_layernorm.weight"]
+        return x + np.stack([self._feed_forward(layer, norm(t, post, eps)) for t in x])
 
     def _attention(self, layer: int, x: Array) -> Array:
         config, w, name = self.config, self.tensors, f"model.layers.{layer}.self_attn"

@@ -64,7 +64,8 @@ def _run_options(parser: argparse.ArgumentParser) -> None:
     draft.add_argument(
         "--draft",
         metavar="FOLDER",
-        help="an Eagle3 drafter of this model, folder or hub id; or ngram: look up what followed earlier in the text",
+        help="an Eagle3 drafter of this model, folder or hub id; ngram: look up what followed earlier in the text;"
+        " mtp: the model's own modules for multi-token prediction",
     )
     draft.add_argument("--draft-tokens", type=int, metavar="N", help="guess so many at a time (as many as pay)")
     draft.add_argument(

@@ -201,6 +201,10 @@ CODES: dict[str, Code] = {
     # Speculative decoding
     "draft-alone": Code("A drafter was given as the model to run.", "Give its target, and the drafter with `--draft`."),
     "draft-not-a-drafter": Code("What `--draft` names isn't an Eagle3 drafter.", "Give a drafter made for the target."),
+    "draft-no-mtp": Code(
+        "`--draft mtp` drafts with a model's own modules for multi-token prediction, and it has none.",
+        "`--draft ngram` works for every model; or give a drafter.",
+    ),
     "draft-mismatch": Code(
         "Drafter and target don't fit: vocabulary, width of states, or the layers they are read behind.",
         "The drafter was made for another model?",

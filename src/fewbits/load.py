@@ -19,7 +19,7 @@ from fewbits.kernels.batch import CacheDtype, CacheLayer
 from fewbits.kernels.cpu.ops import CpuOps
 from fewbits.kernels.ops import Ops
 from fewbits.kernels.tasks import Run, at_once
-from fewbits.models import family_for
+from fewbits.models import family_for, with_mtp
 from fewbits.models.decoder import Decoder, DecoderConfig
 from fewbits.plan import LoadPlan, Row, no_kernel, plan, require_runnable
 from fewbits.plan.activations import Activations
@@ -107,16 +107,21 @@ def load(
     threads: int = 1,
     activations: Activations = "stored",
     kv_dtype: CacheDtype | None = None,
+    mtp: bool = False,
 ) -> Loaded:
     """Plan a folder and load its model.
 
     `allow_reference` runs modules without a native kernel in NumPy. `ops` is the back end, the native one unless
     given; with the reference's, every module runs in the reference. `threads` read and pack. `activations` "int8"
     quantizes the inputs of integer weights, and `kv_dtype` keeps the cache in another way than the checkpoint says (not
-    "fp8", which takes the checkpoint's scales): deviations that are asked for. Raises CheckpointError and PlanError.
+    "fp8", which takes the checkpoint's scales): deviations that are asked for. `mtp` loads the modules for multi-token
+    prediction too. Raises CheckpointError and PlanError.
     """
     checkpoint = folder if isinstance(folder, Checkpoint) else open_checkpoint(folder)
-    planned = plan(checkpoint, family_for(checkpoint.config), activations)
+    family = family_for(checkpoint.config)
+    if mtp and family is not None:
+        family = with_mtp(family)
+    planned = plan(checkpoint, family, activations)
     ops = ops or CpuOps()
     require_runnable(planned, allow_reference or ops.name == "reference")
     if not isinstance(planned.model, DecoderConfig):

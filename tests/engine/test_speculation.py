@@ -302,7 +302,9 @@ RUNNABLE = sorted(path.parent.name for path in FIXTURES.glob("*/expected.safeten
 
 @pytest.mark.parametrize("target", RUNNABLE)
 def test_200_prompts_for_every_scheme_of_a_target(target: str) -> None:
-    """Drafts of four, each token right with a chance of two in three, so that every pass accepts some and rejects some."""
+    """Drafts of four, each token right with a chance of two in three, so that every pass accepts some and rejects
+    some.
+    """
     llm = LLM(FIXTURES / target, allow_reference=True)
     random = np.random.default_rng(0)
     prompts = [random.integers(3, llm.vocabulary, random.integers(1, 9)).tolist() for _ in range(CORPUS)]

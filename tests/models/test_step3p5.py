@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from make import Raw, block, write
-from step3p5_checkpoint import RELEASE, is_experts, is_quantized, shapes
+from step3p5_checkpoint import RELEASE, SMALL, is_experts, is_quantized, random_tensors, shapes
 from step3p5_reference import Step
 
 import fewbits
@@ -26,63 +25,7 @@ from fewbits.models.decoder import DecoderConfig
 from fewbits.models.feed_forward import MlpConfig, MoeConfig
 from fewbits.verify import verify
 
-# What hides mistakes otherwise: other head counts in sliding layers, a window and a scaling that bite within the
-# sequence, limits that bite, biases of selection that change it.
-SMALL = copy.deepcopy(RELEASE) | {
-    "torch_dtype": "float32",
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 6,
-    "vocab_size": 40,
-    "head_dim": 16,
-    "num_attention_heads": 4,
-    "num_attention_groups": 2,
-    "attention_other_setting": {
-        "attention_type": "sliding_attention",
-        "num_attention_heads": 6,
-        "num_attention_groups": 2,
-        "head_dim": 16,
-        "true_head_dim": 16,
-    },
-    "layer_types": ["sliding_attention" if i % 4 else "full_attention" for i in range(6)] + ["sliding_attention"] * 2,
-    "sliding_window": 5,
-    "rope_theta": [1e2 if i % 4 else 5e3 for i in range(6)] + [1e2] * 2,
-    "partial_rotary_factors": [1.0 if i % 4 else 0.5 for i in range(6)] + [1.0] * 2,
-    "rope_scaling": {
-        "rope_type": "llama3",
-        "factor": 2.0,
-        "original_max_position_embeddings": 64,
-        "low_freq_factor": 1.0,
-        "high_freq_factor": 8.0,
-    },
-    "max_position_embeddings": 128,
-    "max_seq_len": 128,
-    "moe_layers_enum": "2,3,4,5",
-    "moe_num_experts": 8,
-    "moe_top_k": 3,
-    "moe_intermediate_size": 16,
-    "share_expert_dim": 24,
-    "swiglu_limits": [0.0, 0.0, 0.0, 0.0, 0.25, 0.25, 0.0, 0.0],
-    "swiglu_limits_shared": [0.0, 0.5, 0.0, 0.0, 0.0, 0.4, 0.0, 0.0],
-    "num_nextn_predict_layers": 2,
-    "eos_token_id": [39],
-}
 IDS = np.random.default_rng(7).integers(0, 38, 24).tolist()
-
-
-def random_tensors(config: dict[str, Any]) -> dict[str, np.ndarray]:
-    random = np.random.default_rng(0)
-    tensors = {}
-    for name, shape in shapes(config):
-        values = random.standard_normal(shape)
-        if name.endswith("norm.weight"):
-            values *= 0.2
-        elif name.endswith("router_bias"):
-            values *= 0.5
-        elif "embed_tokens" not in name:
-            values *= 2 / np.sqrt(shape[-1])
-        tensors[name] = values.astype(np.float32)
-    return tensors
 
 
 def unstacked(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -10,7 +10,7 @@ from typing import Any
 from fewbits import report
 from fewbits.commands import chat, speed
 from fewbits.commands.progress import LoadingBar, say
-from fewbits.engine.llm import LLM, NGRAM
+from fewbits.engine.llm import LLM, MTP, NGRAM
 from fewbits.engine.request import Result, SamplingParams
 from fewbits.errors import UsageError
 
@@ -94,8 +94,8 @@ def _check(arguments: argparse.Namespace) -> None:
     interactive = arguments.chat and arguments.prompt is None
     if arguments.draft is None and (arguments.draft_tokens is not None or arguments.draft_layers is not None):
         raise UsageError("usage", "nothing drafts: --draft-tokens and --draft-layers need --draft")
-    if arguments.draft == NGRAM and arguments.draft_layers is not None:
-        raise UsageError("usage", "looking up earlier text reads no layers: --draft-layers is for a drafter")
+    if arguments.draft in (NGRAM, MTP) and arguments.draft_layers is not None:
+        raise UsageError("usage", f"{arguments.draft} has no choice of layers: --draft-layers is for a drafter")
     if arguments.prompt_ids is not None and (arguments.chat or arguments.raw):
         raise UsageError("usage", "--prompt-ids adds nothing: --chat and --raw have no meaning there")
     if arguments.prompt is None and arguments.prompt_ids is None and not arguments.chat:

@@ -20,18 +20,20 @@ from fewbits.engine.scheduler import MAX_RUNNING, Scheduler
 from fewbits.engine.speculative.driver import Driver
 from fewbits.engine.speculative.eagle import Eagle
 from fewbits.engine.speculative.lengths import Adaptive, Fixed
+from fewbits.engine.speculative.mtp import Mtp
 from fewbits.engine.speculative.ngram import NGram
 from fewbits.engine.speculative.proposer import Proposer
 from fewbits.engine.tokenizer import Tokenizer
 from fewbits.errors import CheckpointError, Notice, UsageError
-from fewbits.kernels.batch import CacheDtype
+from fewbits.kernels.batch import CacheDtype, CacheLayer
 from fewbits.load import Loaded
 from fewbits.load_drafter import LoadedDrafter, load_drafter
+from fewbits.models.mtp import MtpModule
 from fewbits.plan.activations import Activations
 
 Prompt = str | Sequence[int]
 
-NGRAM = "ngram"  # in the place of a drafter's folder
+NGRAM, MTP = "ngram", "mtp"  # in the place of a drafter's folder
 
 KV_DTYPES: tuple[CacheDtype, ...] = ("f32", "bf16", "f16", "int8")  # those that need no scales of the checkpoint
 
@@ -51,7 +53,8 @@ class LLM:
     where the checkpoint can't be run faithfully.
 
     `draft` names what guesses tokens ahead, which the model then verifies several at a time: the folder or hub id of an
-    Eagle3 drafter, or "ngram", which looks up what followed earlier in the text. Results are the same as without, only
+    Eagle3 drafter, "ngram", which looks up what followed earlier in the text, or "mtp", the model's own modules for
+    multi-token prediction. Results are the same as without, only
     sooner. `draft_tokens` are guessed at a time, as many as pay where it is None. `draft_layers` are the numbers of
     layers behind which an Eagle3 drafter reads the model's states, instead of those of its config.
     """
@@ -83,6 +86,7 @@ class LLM:
             threads=self.threads,
             activations=activations,
             kv_dtype=kv_dtype,
+            mtp=draft == MTP,
         )
         self.plan = self._loaded.plan
         self.tokenizer = Tokenizer(self._loaded.checkpoint)
@@ -92,7 +96,7 @@ class LLM:
         self._end_ids = generation_config.end_ids(self._loaded.checkpoint)
         self._sequences = itertools.count()
         self._drafter: LoadedDrafter | None = None
-        if draft is not None and draft != NGRAM:
+        if draft is not None and draft not in (NGRAM, MTP):
             self._drafter = load_drafter(
                 hub.resolve(draft), self._loaded, allow_reference, draft_layers, threads=self.threads
             )
@@ -106,17 +110,30 @@ class LLM:
     def _proposer(self, draft: str | Path) -> Proposer:
         if draft == NGRAM:
             return NGram()
+        if draft == MTP:
+            loaded, model = self._loaded, self._loaded.decoder.config
+            assert model.mtp is not None
+            count = len(model.mtp.layers)
+            modules = [MtpModule(model.mtp, index, loaded.params, loaded.ops) for index in range(count)]
+            return Mtp(modules, len(model.layers), self._mtp_layers(), self._cache.max_pages, loaded.ops)
         assert self._drafter is not None
         return Eagle(self._drafter, self._cache.max_pages)
 
     def _make_cache(self) -> KVCache:
         layers = self._loaded.cache_layers
-        drafting = () if self._drafter is None else self._drafter.cache_layers
+        drafting = self._mtp_layers() if self._drafter is None else self._drafter.cache_layers
         room = (limits.available_memory() or _UNKNOWN_MEMORY) // _CACHE_SHARE
         pages = room // (PAGE_SIZE * sum(layer.token_bytes for layer in (*layers, *drafting)))
         if self.context is not None:
             pages = min(pages, MAX_RUNNING * -(-self.context // PAGE_SIZE))
         return KVCache(layers, max_pages=max(pages, 1))
+
+    def _mtp_layers(self) -> tuple[CacheLayer, ...]:
+        """What the caches of the model's MTP modules keep, where it drafts with them."""
+        model = self._loaded.decoder.config
+        if model.mtp is None or not model.drafts:
+            return ()
+        return tuple(model.mtp.cache_layer(index, self.plan.cache_dtype) for index in range(len(model.mtp.layers)))
 
     # Prompts
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fewbits.checkpoint.config import Config
+from fewbits.errors import PlanError
 from fewbits.models import eagle3, gpt_oss, llama, mistral, mixtral, qwen2, qwen2_moe, qwen3, qwen3_moe, step3p5
 from fewbits.models.decoder import DecoderConfig
 from fewbits.models.eagle3 import Eagle3Config
@@ -33,6 +34,19 @@ FAMILIES = (
     Family("step3p5", ("Step3p5ForCausalLM",), ("step3p5",), step3p5.configure),
 )
 EAGLE3 = Family("eagle3", eagle3.ARCHITECTURES, (), eagle3.configure)  # reads a target's states: runs beside it alone
+
+
+def with_mtp(family: Family) -> Family:
+    """The family whose models are loaded with their MTP modules; where they have none, `configure` says so."""
+
+    def configure(config: Config) -> DecoderConfig:
+        model = family.configure(config)
+        if not isinstance(model, DecoderConfig) or model.mtp is None:
+            text = f"this {family.name} checkpoint has no modules for multi-token prediction that fewbits drafts with"
+            raise PlanError("draft-no-mtp", text, source="config.json, num_nextn_predict_layers")
+        return replace(model, drafts=True)
+
+    return replace(family, configure=configure)
 
 
 def family_for(config: Config) -> Family | None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fewbits.kernels.batch import Batch, Cache, CacheDtype, CacheLayer, LayerCache
 from fewbits.kernels.ops import AttentionSpec, Ops
@@ -21,6 +21,9 @@ from fewbits.models.feed_forward import FeedForward, MoeConfig
 from fewbits.models.needs import Bias, Need
 from fewbits.nn.attention import Attention
 from fewbits.nn.embedding import Embedding, Head
+
+if TYPE_CHECKING:
+    from fewbits.models.mtp import MtpConfig
 
 _LAYERS = "model.layers."
 
@@ -84,7 +87,8 @@ class LayerConfig:
 @dataclass(frozen=True, slots=True)
 class DecoderConfig:
     """`max_positions` is the context that the checkpoint states, None where it states none. `mtp_layers` follow the
-    last layer in the file: they predict tokens further ahead, and aren't part of the model.
+    last layer in the file: they predict tokens further ahead, and aren't part of the model. `mtp` describes them where
+    fewbits can draft with them, and they are loaded where the model `drafts`.
 
     Where the file has no head the embedding is the head, also against `tied`, which the plan then warns of.
     """
@@ -97,6 +101,8 @@ class DecoderConfig:
     norm_offset: float = 0.0
     max_positions: int | None = None
     mtp_layers: int = 0
+    mtp: MtpConfig | None = None
+    drafts: bool = False
 
     def modules(self, stored: Container[str] = ()) -> list[Need]:
         """Every module, in the order of the forward pass, by the checkpoint's names: where families have several, those
@@ -109,6 +115,8 @@ class DecoderConfig:
             needs += self._layer(f"{_LAYERS}{index}", layer, stored)
         needs.append(Need("model.norm", "norm", (self.hidden,)))
         needs.append(Need("lm_head", "head", table, tied_to=embedding))
+        if self.drafts and self.mtp is not None:
+            needs += self.mtp.modules(stored)
         return needs
 
     def _layer(self, name: str, layer: LayerConfig, stored: Container[str]) -> Iterator[Need]:
@@ -121,7 +129,8 @@ class DecoderConfig:
     def why_not(self, name: str) -> str:
         """Why a stored module isn't run, "" where there is nothing to say but that the model doesn't have it."""
         if self.mtp_layers and len(self.layers) <= _layer_of(name) < len(self.layers) + self.mtp_layers:
-            return "multi-token prediction (MTP), which drafts tokens further ahead; fewbits doesn't draft with it yet"
+            how = "--draft mtp drafts with it" if self.mtp is not None else "fewbits doesn't draft with it yet"
+            return f"multi-token prediction (MTP), which guesses tokens further ahead; {how}"
         return ""
 
     def share_of_tokens(self, expert: str) -> float:

@@ -5,7 +5,10 @@ Norms are stored less one. Lists with an entry for each layer go on behind the l
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from fewbits.checkpoint.config import Config
+from fewbits.errors import PlanError
 from fewbits.kernels.ops import Activation
 from fewbits.kernels.rope import Rope
 from fewbits.models.configure import (
@@ -23,6 +26,7 @@ from fewbits.models.configure import (
 )
 from fewbits.models.decoder import AttentionConfig, DecoderConfig, LayerConfig
 from fewbits.models.feed_forward import FeedForward, MlpConfig, MoeConfig, SharedConfig, names_of
+from fewbits.models.mtp import MtpConfig
 from fewbits.models.rope import OwnRope, rope
 
 _EPSILON = 1e-20  # beside the sum that chosen weights are divided by
@@ -34,15 +38,35 @@ def configure(config: Config) -> DecoderConfig:
     config.expect("sink", False)
     # A router is never rounded; what else these say is in lists, or meant for other programs.
     config.ignore("need_fp32_gate", "moe_every_n_layer", "moe_layer_offset", "max_seq_len")
-    layers = [
-        LayerConfig(attention, feed_forward)
-        for attention, feed_forward in zip(_attention(config, types), _feed_forward(config, len(types)), strict=True)
-    ]
     offset = 1.0 if config.get("zero_centered", bool) else 0.0
     mtp = config.get("num_nextn_predict_layers", int, 0)
     if not 0 <= mtp <= MAX_LAYERS:
         raise unsupported(config, "num_nextn_predict_layers", f"must be between 0 and {MAX_LAYERS}, not {mtp}")
-    return of_layers(config, layers, norm_offset=offset, mtp_layers=mtp)
+    layers = [
+        LayerConfig(attention, feed_forward)
+        for attention, feed_forward in zip(_attention(config, types), _feed_forward(config, len(types)), strict=True)
+    ]
+    model = of_layers(config, layers, norm_offset=offset, mtp_layers=mtp)
+    return replace(model, mtp=_mtp(config, model, types)) if mtp else model
+
+
+def _mtp(config: Config, model: DecoderConfig, types: list[str]) -> MtpConfig | None:
+    """Dense blocks without limits, heads of their own; states go on before the norms (vLLM, SGLang). None where the
+    config's lists end with the model's layers: then nothing says what these are.
+    """
+    listed: list[str] = config.get("layer_types", list)
+    every = listed[: len(types) + model.mtp_layers]
+    try:
+        attention = _attention(config, every)[len(types) :]
+    except PlanError:
+        return None
+    if len(attention) != model.mtp_layers:
+        return None
+    block = MlpConfig(size(config, "intermediate_size"))
+    layers = tuple(LayerConfig(one, block) for one in attention)
+    names = ("transformer.shared_head.norm", "transformer.shared_head.output")
+    norm = (model.norm_eps, model.norm_offset)
+    return MtpConfig(model.hidden, model.vocab, len(model.layers), layers, *names, False, *norm)
 
 
 def _attention(config: Config, types: list[str]) -> list[AttentionConfig]:

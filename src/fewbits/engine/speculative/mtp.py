@@ -1,0 +1,150 @@
+"""Drafting with a model's own MTP modules.
+
+A single module guesses the tokens behind its first one too, from its own states, as an Eagle3 drafter does. Several
+guess one each. Module m at row P takes the token P + m, so behind the newest token n its last m - 1 rows are made of
+guesses. These rows are forgotten with the guesses and computed again once the tokens are known; for that each module
+keeps what it made of the last row that stays:
+
+    token             … n-2   n-1    n     guess 1   guess 2
+    module 1, row P   … n-3   n-2   n-1                        reads the model's states
+    module 2, row P   … n-4   n-3   n-2     n-1                reads what module 1 made of the same row
+    module 3, row P   … n-5   n-4   n-3     n-2      n-1
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from fewbits.engine.kvcache import KVCache, Part
+from fewbits.engine.request import Request
+from fewbits.errors import Notice
+from fewbits.kernels.batch import CacheLayer
+from fewbits.kernels.ops import Ops
+from fewbits.models.mtp import MtpModule
+
+_MOST_WAITING = 16  # rows; see speculative.eagle
+
+
+@dataclass(slots=True)
+class _Sequence:
+    """`states` of the model, of rows that no module has seen; `last[m]`: what module m made of its last row that stays.
+    `broken`: some states were never seen; nothing is drafted then.
+    """
+
+    states: list[Any] = field(default_factory=list)
+    waiting: int = 0
+    last: list[Any] = field(default_factory=list)
+    broken: bool = False
+
+
+class Mtp:
+    """`boundary` is that behind the model's last layer; `layers` are what the modules' caches keep, `max_pages`
+    each.
+    """
+
+    def __init__(
+        self, modules: Sequence[MtpModule], boundary: int, layers: Sequence[CacheLayer], max_pages: int, ops: Ops
+    ) -> None:
+        self._modules, self._ops = modules, ops
+        self._caches = [KVCache([layer], max_pages) for layer in layers]
+        self._sequences: dict[int, _Sequence] = {}
+        self.taps: Sequence[int] = (boundary,)
+
+    def watch(self, request: Request, states: Sequence[Any], new: int) -> None:
+        sequence = self._sequences.setdefault(request.sequence, _Sequence())
+        if self._caches[0].length(request.sequence) + sequence.waiting + new != request.computed:
+            sequence.broken = True
+        if sequence.broken or request.done:
+            return
+        sequence.states.append(states[0][:new])
+        sequence.waiting += new
+        if sequence.waiting > _MOST_WAITING:
+            self._draft([request])
+
+    def propose(self, wanted: Mapping[int, tuple[Request, int]]) -> None:
+        ready = [
+            request
+            for name, (request, _) in wanted.items()
+            if name in self._sequences and self._sequences[name].waiting and not self._sequences[name].broken
+        ]
+        counts = [wanted[request.sequence][1] for request in ready]
+        for request, draft, count in zip(ready, self._draft(ready, max(counts, default=0)), counts, strict=True):
+            request.draft_ids = draft[:count]
+
+    def _draft(self, requests: Sequence[Request], most: int = 1) -> list[list[int]]:
+        """Tokens behind what is known of each request, `most` by a single module, or one by each; all rows are computed
+        that weren't.
+        """
+        drafts: list[list[int]] = [[] for _ in requests]
+        if not requests:
+            return drafts
+        sequences = [self._sequences[request.sequence] for request in requests]
+        lasts: list[list[Any]] = [[] for _ in requests]
+        given = [np.concatenate(one.states) if len(one.states) > 1 else one.states[0] for one in sequences]
+        begins = [self._caches[0].length(request.sequence) for request in requests]  # the first row of what is given
+        lengths = [[cache.length(request.sequence) for request in requests] for cache in self._caches]
+        try:
+            for number, (module, cache) in enumerate(zip(self._modules, self._caches, strict=True), 1):
+                parts, states = [], []
+                for index, request in enumerate(requests):
+                    begin = cache.length(request.sequence)
+                    if begin < begins[index]:  # by one: what the module before made of it was kept
+                        given[index] = np.concatenate((sequences[index].last[number - 2], given[index]))
+                    tokens = request.known_ids(begin, request.computed + 1) + drafts[index]
+                    parts.append(Part(request.sequence, tokens[number : number + request.computed - begin]))
+                    states.append(given[index])
+                    begins[index] = begin
+                guess = module.forward(cache.batch(parts), _joined(states), cache.layers[0])
+                best = self._ops.argmax(guess.logits).tolist()
+                row = 0
+                for index, (request, part) in enumerate(zip(requests, parts, strict=True)):
+                    drafts[index].append(best[index])
+                    given[index] = guess.states[row : row + len(part.token_ids)]
+                    row += len(part.token_ids)
+                    stays = request.computed - number  # the module's last row that is made of known tokens
+                    kept = stays - begins[index]
+                    lasts[index].append(given[index][kept : kept + 1].copy() if kept >= 0 else None)
+            if len(self._modules) == 1:
+                self._further(requests, drafts, [one[-1:] for one in given], most)
+        except BaseException:
+            for cache, before in zip(self._caches, lengths, strict=True):
+                for request, length in zip(requests, before, strict=True):
+                    if cache.length(request.sequence) > length:
+                        cache.truncate(request.sequence, length)
+            raise
+        for index, request in enumerate(requests):
+            sequences[index].states, sequences[index].waiting = [], 0
+            sequences[index].last = lasts[index]
+            for number, cache in enumerate(self._caches):
+                cache.truncate(request.sequence, max(request.computed - number, 0))
+        return drafts
+
+    def _further(self, requests: Sequence[Request], drafts: list[list[int]], states: list[Any], most: int) -> None:
+        """What the only module guesses from its own guesses."""
+        (module,), (cache,) = self._modules, self._caches
+        state = _joined(states)
+        for _ in range(most - 1):
+            batch = cache.batch(
+                [Part(request.sequence, draft[-1:]) for request, draft in zip(requests, drafts, strict=True)]
+            )
+            guess = module.forward(batch, state, cache.layers[0])
+            state = guess.states
+            for draft, token in zip(drafts, self._ops.argmax(guess.logits).tolist(), strict=True):
+                draft.append(token)
+
+    def forget(self, sequence: int) -> None:
+        self._sequences.pop(sequence, None)
+        for cache in self._caches:
+            cache.free(sequence)
+
+    def doubt(self) -> Notice:
+        names = f"{len(self._modules)} MTP modules"
+        return Notice("draft-rejected", "", f"the model's own {names} guess nothing that it says")
+
+
+def _joined(states: Sequence[Any]) -> Any:
+    return states[0] if len(states) == 1 else np.concatenate(states)
