@@ -1,0 +1,104 @@
+"""How many tokens are drafted: as many as pay, by what was accepted and how long passes took. Time is simulated."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from fewbits.engine.speculative.lengths import MOST, Acceptance, Adaptive, Fixed, Times
+
+
+def pass_seconds(tokens: int) -> float:
+    """Of a model that memory bounds: each further token costs an eighth of the first."""
+    return 1 + 0.125 * (tokens - 1)
+
+
+def simulate(rates: list[float], passes: int = 3000, drafting: float = 0.05) -> tuple[float, float]:
+    """Tokens a second of several sequences whose draft tokens are accepted at these rates, over those of plain decoding,
+    of all passes and of the last third.
+    """
+    lengths, source = Adaptive(), random.Random(0)
+    tokens = seconds = late_tokens = late_seconds = 0.0
+    for number in range(passes):
+        counts = lengths.choose(dict.fromkeys(range(len(rates)), 100))
+        assert set(counts) == set(range(len(rates))) and max(counts.values()) <= MOST
+        gained = 0
+        for sequence, count in counts.items():
+            accepted = 0
+            while accepted < count and source.random() < rates[sequence]:
+                accepted += 1
+            if count:
+                lengths.accepted(sequence, count, accepted)
+            gained += 1 + accepted
+        size, longest = sum(counts.values()) + len(rates), max(counts.values())
+        taken, drafted = pass_seconds(size) * source.uniform(0.95, 1.05), drafting * longest
+        lengths.timed(size, longest, taken, drafted)
+        tokens, seconds = tokens + gained, seconds + taken + drafted
+        if number >= passes * 2 // 3:
+            late_tokens, late_seconds = late_tokens + gained, late_seconds + taken + drafted
+    plain = len(rates) / pass_seconds(len(rates))
+    return tokens / seconds / plain, late_tokens / late_seconds / plain
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.05, 0.1, 0.2])
+def test_what_is_never_guessed_costs_next_to_nothing(rate: float) -> None:
+    overall, late = simulate([rate])
+    assert overall > 0.97 and late > 0.98
+
+
+@pytest.mark.parametrize(("rate", "gain"), [(0.5, 1.296), (0.8, 1.968), (0.95, 3.08)])
+def test_what_is_guessed_well_is_drafted_as_far_as_pays(rate: float, gain: float) -> None:
+    """Nearly all that is gained by the best number of draft tokens, which are 2, 5 and 8 for these rates."""
+    best = max(
+        sum(rate**i for i in range(k + 1)) / (pass_seconds(1 + k) + 0.05 * k) * pass_seconds(1) for k in range(MOST + 1)
+    )
+    overall, late = simulate([rate])
+    assert best == pytest.approx(gain, rel=1e-3)
+    assert overall > 0.95 * best and 0.95 * best < late < 1.05 * best
+
+
+def test_sequences_get_what_suits_each() -> None:
+    lengths = Adaptive()
+    lengths.choose({0: 9, 1: 9})
+    lengths.timed(2, 0, pass_seconds(2), 0.0)
+    for _ in range(30):
+        lengths.accepted(0, 4, 4)
+        lengths.accepted(1, 4, 0)
+        lengths.timed(10, 4, pass_seconds(10), 0.2)
+    counts = lengths.choose({0: 9, 1: 9})
+    assert counts[0] >= 4 and counts[1] == 0
+    assert lengths.choose({0: 2, 1: 9}) == {0: 2, 1: 0}
+    lengths.forget(1)  # another sequence of that number is as all were
+    assert lengths.choose({0: 9, 1: 9})[1] > 0
+
+
+def test_drafts_end_where_the_request_does() -> None:
+    for lengths in (Fixed(4), Adaptive()):
+        lengths.choose({0: 100})
+        lengths.timed(1, 0, 1.0, 0.0)
+        assert lengths.choose({0: 0}) == {0: 0}
+        assert lengths.choose({0: 2})[0] <= 2
+    assert Fixed(4).choose({0: 100, 1: 3}) == {0: 4, 1: 3}
+
+
+def test_acceptance_is_that_of_a_position_when_it_is_reached() -> None:
+    acceptance = Acceptance()
+    for _ in range(200):
+        acceptance.add(drafted=3, accepted=1)
+    assert acceptance.rate(0) > 0.9 and acceptance.rate(1) < 0.1
+    assert acceptance.rate(2) <= 0.6  # never reached, so as at first
+    assert acceptance.rate(7) <= acceptance.rate(2)
+    new = Acceptance(acceptance)
+    assert new.rate(0) > 0.9 and new.rate(1) < 0.1  # what is true of all is expected of each
+
+
+def test_times_between_sizes_lie_between() -> None:
+    times = Times()
+    assert times.at(3) == 0.0 and 3 not in times
+    for seconds in (1.0, 1.2, 9.0, 1.1, 1.0):  # one was disturbed
+        times.add(2, seconds)
+    times.add(6, 2.1)
+    assert times.at(2) == times.at(1) == 1.1
+    assert times.at(4) == pytest.approx(1.6)
+    assert times.at(6) == times.at(60) == 2.1
