@@ -14,7 +14,7 @@ from fewbits.load import decode
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
 
-from make_synthetic import SHARD, Shape, make
+from make_synthetic import SHARD, DrafterShape, Shape, make
 from synthetic_schemes import SCHEMES, STD
 
 TINY = Shape(layers=2, hidden=256, heads=4, kv_heads=2, intermediate=512, vocab=1004, context=512)
@@ -94,3 +94,15 @@ def test_a_shape_that_a_scheme_cannot_have_is_refused(tmp_path: Path) -> None:
         make(tmp_path / "made", "w4a16", Shape(layers=1, hidden=64, vocab=300))
     with pytest.raises(ValueError, match="at least 258"):
         make(tmp_path / "made", "bf16", Shape(layers=1, hidden=64, intermediate=64, vocab=200))
+
+
+@pytest.mark.parametrize("scheme", ["bf16", "w4a16", "w8a8"])
+def test_a_drafter_runs_beside_its_target(scheme: str, tmp_path: Path) -> None:
+    sizes = {"layers": 6, "hidden": 256, "heads": 4, "kv_heads": 2, "intermediate": 512, "vocab": 1024, "context": 256}
+    make(tmp_path / "target", "w4a16", Shape(**sizes), head=True)
+    make(tmp_path / "drafter", scheme, DrafterShape(**sizes, draft_vocab=512), head=scheme != "bf16")
+    planned = fewbits.inspect(tmp_path / "drafter")
+    assert planned.errors == [] and planned.warnings == [] and planned.leftover_tensors == []
+    llm = fewbits.LLM(tmp_path / "target", draft=tmp_path / "drafter", draft_tokens=3)
+    [result] = llm.generate([[1, 2, 3]], fewbits.SamplingParams(max_tokens=16, ignore_eos=True))
+    assert result.speculation is not None and result.speculation["drafted"] > 16
