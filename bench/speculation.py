@@ -2,10 +2,11 @@
 
     python tools/make_synthetic.py --out MODELS w4a16 w8a8 bf16 --head
     python tools/make_synthetic.py --out MODELS w8a8 --drafter
-    python bench/speculation.py passes MODELS/w4a16-head MODELS/w8a8-head …       → results/speculation_passes.csv, .svg
+    python bench/speculation.py passes MODELS/w4a16-head MODELS/w8a8-head
     python bench/speculation.py decode MODELS/w4a16-head --draft MODELS/w8a8-drafter --acceptance 0.7,0.5,0.4,0.3
-    python bench/speculation.py example [--draft FOLDER]                          the example, its drafter, held-out
-    text
+    python bench/speculation.py example --draft-tokens 4
+
+Rows of results/speculation_passes.csv and speculation_decode.csv are replaced; tools/generate_docs.py shows them.
 
 `passes`: one sequence with 64 tokens in the cache, 1 + k tokens at once, k = 0 … 8, logits and sampling of all. The
 limit is the larger of two times, bytes over the measured reading rate and multiplications over the dot's peak.
@@ -50,7 +51,8 @@ from fewbits.load_drafter import LoadedDrafter  # noqa: E402
 RESULTS = Path(__file__).parent / "results"
 EXAMPLE = ROOT / "examples" / "stdlib-lm" / "w4a16-asym"
 MOST = 8  # draft tokens
-COLUMNS = ("model", "tokens", "milliseconds", "limit", "share")
+PASSES, DECODE = RESULTS / "speculation_passes.csv", RESULTS / "speculation_decode.csv"
+KEY = ("model", "draft", "draft_tokens")
 COLOURS = ("#0969da", "#1a7f37", "#bf8700", "#cf222e", "#8250df")
 
 
@@ -92,11 +94,51 @@ def passes(arguments: argparse.Namespace) -> None:
             print(
                 "{model:<16}{tokens:>3} tokens {milliseconds:>9.3f} ms, limit {limit:>9.3f}, {share:.0%}".format(**row)
             )
-    with (RESULTS / "speculation_passes.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS)
+    store(PASSES, rows, ("model", "tokens"))
+
+
+def stored(path: Path) -> list[dict[str, str]]:
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def store(path: Path, rows: Sequence[Mapping[str, Any]], key: Sequence[str]) -> None:
+    """Put rows into a CSV, in the place of those with the same key."""
+    merged = {tuple(row[name] for name in key): row for row in stored(path)}
+    merged |= {tuple(str(row[name]) for name in key): {name: str(row[name]) for name in row} for row in rows}
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
-        writer.writerows(rows)
-    (RESULTS / "speculation_passes.svg").write_text(plot(rows), encoding="utf-8")
+        writer.writerows(merged.values())
+
+
+def tables() -> str:
+    """What was measured, for bench/README.md."""
+    passes_ = stored(PASSES)
+    models = list(dict.fromkeys(row["model"] for row in passes_))
+    lines = [f"| tokens | {' | '.join(models)} |", f"|--:|{'--:|' * len(models)}"]
+    for tokens in range(1, MOST + 2):
+        found = {row["model"]: row for row in passes_ if int(row["tokens"]) == tokens}
+        cells = [f"{float(found[one]['milliseconds']):.1f} ms, {float(found[one]['share']):.0%}" for one in models]
+        lines.append(f"| {tokens} | {' | '.join(cells)} |")
+    lines += [
+        "",
+        "| Target | Drafter | k | tokens a pass | plain tokens/s | tokens/s | speed-up | of what limits allow |",
+    ]
+    lines.append("|---|---|--:|--:|--:|--:|--:|--:|")
+    for row in stored(DECODE):
+        share = f"{float(row['share_of_allowed']):.0%}" if row["share_of_allowed"] else "in cache"
+        lines.append(
+            f"| {row['model']} | {row['draft']} | {row['draft_tokens']} | {row['mean_tokens_per_pass']} |"
+            f" {row['plain_tokens_per_s']} | {row['tokens_per_s']} | {row['speed_up']} | {share} |"
+        )
+    return "\n".join(lines)
+
+
+def picture() -> str:
+    return plot(stored(PASSES))
 
 
 def plot(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -205,6 +247,7 @@ def decoding(arguments: argparse.Namespace) -> None:
         "share_of_allowed": round(statistics.median(shares), 3),
     }
     print(json.dumps(found))
+    store(DECODE, [found], KEY)
 
 
 # ---- the example
@@ -226,15 +269,19 @@ def example(arguments: argparse.Namespace) -> None:
         rates.append((one.decode_tokens_per_s, other.decode_tokens_per_s))
     assert drafted._driver is not None
     summary = drafted._driver.total.summary()
+    name = EXAMPLE.name if not arguments.temperature else f"{EXAMPLE.name}, temperature {arguments.temperature:g}"
     found = {
+        "model": f"the example ({name})",
         "draft": Path(arguments.draft).name,
-        "plain_tokens_per_s": round(statistics.median(rate for rate, _ in rates), 1),
-        "tokens_per_s": round(statistics.median(rate for _, rate in rates), 1),
-        "speed_up": round(statistics.median(gains), 3),
+        "draft_tokens": arguments.draft_tokens or "as pay",
         "mean_tokens_per_pass": round(summary["mean_tokens_per_pass"], 3),
-        "per_position": [round(share, 3) for share in summary["per_position"]],
+        "plain_tokens_per_s": round(statistics.median(rate for rate, _ in rates)),
+        "tokens_per_s": round(statistics.median(rate for _, rate in rates)),
+        "speed_up": round(statistics.median(gains), 3),
+        "share_of_allowed": "",
     }
-    print(json.dumps(found))
+    print(json.dumps(found | {"per_position": [round(share, 3) for share in summary["per_position"]]}))
+    store(DECODE, [found], KEY)
 
 
 def main() -> None:

@@ -6,9 +6,10 @@ docs/errors.md   the table of codes
 docs/cli.md      the options of every command
 docs/gallery.md  checkpoints that go wrong elsewhere (tools/gallery.py)
 README.md        between its markers: the support table, the example's plan, the perplexities
-bench/README.md  between its markers: the comparison with peers (bench/compare.py)
+bench/README.md  between its markers: the comparison with peers (bench/compare.py), speculation (bench/speculation.py)
 examples/stdlib-lm/perplexity.svg   the plot of the perplexities (tools/perplexity_report.py)
 bench/results/comparison.svg        the plot of the comparison
+bench/results/speculation_passes.svg  the plot of passes over several tokens
 """
 
 from __future__ import annotations
@@ -148,13 +149,19 @@ def comparison_tables() -> str:
     return comparison_table.tables(comparison.read(), comparison.read_machine())
 
 
+def speculation_tables() -> str:
+    import speculation
+
+    return speculation.tables() + "\n"
+
+
 Sections = dict[str, Callable[[], str]]
 README: Sections = {
     "support": support_tables,
     "inspect": inspect_table,
     "perplexity": perplexity_tables,
 }
-BENCH: Sections = {"comparison": comparison_tables}
+BENCH: Sections = {"comparison": comparison_tables, "speculation": speculation_tables}
 
 
 def with_sections(page: str, sections: Sections) -> str:
@@ -189,6 +196,12 @@ def comparison_plot() -> str:
     return plot(comparison.read())
 
 
+def speculation_plot() -> str:
+    import speculation
+
+    return speculation.picture()
+
+
 PAGES: dict[str, Callable[[], str]] = {
     "docs/errors.md": errors_page,
     "docs/cli.md": cli_page,
@@ -197,6 +210,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "bench/README.md": partial(with_sections, "bench/README.md", BENCH),
     "examples/stdlib-lm/perplexity.svg": perplexity_plot,
     "bench/results/comparison.svg": comparison_plot,
+    "bench/results/speculation_passes.svg": speculation_plot,
 }
 
 

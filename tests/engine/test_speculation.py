@@ -314,3 +314,23 @@ def test_200_prompts_for_every_scheme_of_a_target(target: str) -> None:
     llm._driver = Driver(Oracle(answers, (False, True, False, False, True, False, False, False, True)), Fixed(4))
     assert tokens(llm.generate(prompts, wish)) == expected
     assert llm._driver.total.rounds > CORPUS and 0.2 < (llm._driver.total.acceptance or 0) < 0.9
+
+
+def test_where_drafting_does_not_pay_the_drafter_rests_and_starts_anew(plain: LLM) -> None:
+    """Its states aren't even watched; what it then knows of the text begins behind the gap."""
+    wish = SamplingParams(max_tokens=400, ignore_eos=True)
+    llm = LLM(TARGET, draft=DRAFTERS / "bf16")
+    assert llm._driver is not None
+    proposer: Any = llm._driver._proposer
+    seen: list[tuple[bool, int]] = []
+    step = llm._step
+
+    def watched() -> None:
+        step()
+        sequences = list(proposer._sequences.values())
+        seen.append((bool(llm._driver.taps), sequences[0].begin if sequences else 0))  # type: ignore[union-attr]
+
+    llm._step = watched  # type: ignore[method-assign]
+    assert llm.generate([PROMPTS[2]], wish)[0].token_ids == plain.generate([PROMPTS[2]], wish)[0].token_ids
+    assert 100 < sum(not taps for taps, _ in seen) < 400
+    assert len({begin for _, begin in seen}) >= 2

@@ -13,6 +13,7 @@ from fewbits.engine.speculative.proposer import Proposer
 from fewbits.errors import Notice
 
 _ROUNDS = 32  # after which acceptance says something
+_WARM = 16  # passes before a rest ends in which states are watched again, so that a draft has something to read
 _NEAR_ZERO = 0.1  # of first draft tokens. An Eagle3 drafter that reads the wrong states has a tenth (vLLM PR 43671)
 
 
@@ -26,11 +27,13 @@ class Driver:
 
     @property
     def taps(self) -> Sequence[int]:
-        return self._proposer.taps
+        return () if self._lengths.resting > _WARM else self._proposer.taps
 
     def draft(self, running: Sequence[Request]) -> None:
         """Give the requests that have caught up as many draft tokens as pay."""
         begin = time.perf_counter()
+        if any(not request.computed for request in running):
+            self._lengths.wake()
         ready = {request.sequence: request for request in running if request.output_ids and request.pending == 1}
         counts: dict[int, int] = {}
         if ready:
@@ -49,9 +52,10 @@ class Driver:
         seconds = time.perf_counter() - self._drafted_at
         row = 0
         for one in outcomes:
-            states = [tap[row : row + one.computed] for tap in taps]
-            row += one.computed
-            self._proposer.watch(one.request, states, one.computed - one.drafted + one.accepted)
+            if taps:
+                states = [tap[row : row + one.computed] for tap in taps]
+                row += one.computed
+                self._proposer.watch(one.request, states, one.computed - one.drafted + one.accepted)
         decoding = [one for one in outcomes if one.tokens and one.request.sampled > one.tokens]
         for one in decoding:
             for statistics in (one.request.speculation, self.total):

@@ -32,12 +32,12 @@ _MOST_WAITING = 16
 @dataclass(slots=True)
 class _Sequence:
     """`states` of the target, pass by pass one for each boundary, of the rows from the end of the drafter's cache on.
-    `broken`: some were never seen, as an interrupt came in between; nothing is drafted then.
+    The cache begins with row `begin`: not all passes are watched, and after a gap the drafter starts anew.
     """
 
+    begin: int
     states: list[list[Any]] = field(default_factory=list)
     waiting: int = 0
-    broken: bool = False
 
 
 class Eagle:
@@ -52,27 +52,25 @@ class Eagle:
         self.taps: Sequence[int] = loaded.boundaries
 
     def watch(self, request: Request, states: Sequence[Any], new: int) -> None:
-        sequence = self._sequences.setdefault(request.sequence, _Sequence())
-        if self._cache.length(request.sequence) + sequence.waiting + new != request.computed:
-            sequence.broken = True
-        if sequence.broken or request.done:
+        if request.done:
             return
+        name, begin = request.sequence, request.computed - new
+        sequence = self._sequences.get(name)
+        if sequence is None or sequence.begin + self._cache.length(name) + sequence.waiting != begin:
+            self._cache.free(name)
+            sequence = self._sequences[name] = _Sequence(begin)
         sequence.states.append([state[:new] for state in states])
         sequence.waiting += new
         if sequence.waiting > _MOST_WAITING:
             self._catch_up([request], keep=1)
 
     def propose(self, wanted: Mapping[int, tuple[Request, int]]) -> None:
-        going = {
-            name: count
-            for name, (_, count) in wanted.items()
-            if name in self._sequences and self._sequences[name].waiting and not self._sequences[name].broken
-        }
+        going = {name: count for name, (_, count) in wanted.items() if self._follows(wanted[name][0])}
         if not going:
             return
         requests = {name: wanted[name][0] for name in going}
         drafts: dict[int, list[int]] = {name: [] for name in going}
-        known = {name: request.computed for name, request in requests.items()}
+        known = {name: request.computed - self._sequences[name].begin for name, request in requests.items()}
         try:
             draft = self._catch_up(list(requests.values()))
             names = list(going)
@@ -95,6 +93,13 @@ class Eagle:
         for name, request in requests.items():
             request.draft_ids = drafts[name]
 
+    def _follows(self, request: Request) -> bool:
+        """Whether the states that the next guess reads are there: not if the last pass wasn't watched."""
+        sequence = self._sequences.get(request.sequence)
+        if sequence is None or not sequence.waiting:
+            return False
+        return sequence.begin + self._cache.length(request.sequence) + sequence.waiting == request.computed
+
     def _catch_up(self, requests: Sequence[Request], keep: int = 0) -> Draft:
         """Compute the rows that wait, but for the last `keep`; without these, also the guess of each request's last
         row.
@@ -102,7 +107,7 @@ class Eagle:
         waiting = [self._sequences[request.sequence] for request in requests]
         parts, states = [], []
         for request, sequence in zip(requests, waiting, strict=True):
-            begin, end = self._cache.length(request.sequence), request.computed - keep
+            begin, end = sequence.begin + self._cache.length(request.sequence), request.computed - keep
             parts.append(Part(request.sequence, request.known_ids(begin + 1, end + 1), logits=int(not keep)))
             states += [[state[: end - begin] for state in _joined(sequence.states)]]
         batch = self._cache.batch(parts)

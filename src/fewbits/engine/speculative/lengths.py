@@ -18,7 +18,9 @@ MOST = 8  # draft tokens of a request, where nobody asks for a number
 _MEMORY = 0.95  # what a round leaves of the weight of those before it: some twenty count
 _PRIOR_RATE, _PRIOR_ROUNDS = 0.6, 2.0  # of acceptance, before anything was seen
 _TIMES = 5  # of passes of a size that are kept; their median counts
-_PROBE = 32  # passes without a draft before one is tried again: its cost, a fraction of a pass, is spread over these
+_TRIAL = 4  # passes with one draft token each, which show whether drafting pays again
+_REST = (32, 512)  # passes before drafting is tried again, where it didn't pay: twice as many each time
+_FADED = 0.25  # what is left of what was known of acceptance before a rest
 _REFRESH = 64  # passes with drafts before one without is timed again
 
 
@@ -35,6 +37,13 @@ class Lengths(Protocol):
         """
 
     def forget(self, sequence: int) -> None: ...
+
+    def wake(self) -> None:
+        """A new request: it may be easier to guess."""
+
+    @property
+    def resting(self) -> int:
+        """Passes until something is drafted again."""
 
 
 class Fixed:
@@ -55,6 +64,13 @@ class Fixed:
     def forget(self, sequence: int) -> None:
         pass
 
+    def wake(self) -> None:
+        pass
+
+    @property
+    def resting(self) -> int:
+        return 0
+
 
 class Acceptance:
     """How often the i-th token of a draft is accepted, given that those before it are."""
@@ -71,6 +87,11 @@ class Acceptance:
         for position in range(min(accepted + 1, drafted)):
             self._tried[position] = _MEMORY * self._tried[position] + 1
             self._kept[position] = _MEMORY * self._kept[position] + (position < accepted)
+
+    def fade(self) -> None:
+        """Count what was seen for less."""
+        self._tried = [_FADED * tried for tried in self._tried]
+        self._kept = [_FADED * kept for kept in self._kept]
 
     def rate(self, position: int) -> float:
         prior = _PRIOR_RATE if self._prior is None else self._prior.rate(position)
@@ -120,15 +141,15 @@ class Adaptive:
         self._all = Acceptance()
         self._each: dict[int, Acceptance] = {}
         self._passes, self._drafting = Times(), Times()
-        self._without = self._with = 0  # passes in a row without drafts, and with
+        self._drafted = 0  # passes in a row
+        self._trial = _TRIAL  # passes left of it
+        self._resting, self._rest = 0, _REST[0]  # passes left, and of the next rest
 
     def choose(self, room: Mapping[int, int]) -> dict[int, int]:
         sequences = len(room)
         most = {sequence: min(self._most, its) for sequence, its in room.items()}
-        if sequences not in self._passes or self._with >= _REFRESH:
+        if self._resting or sequences not in self._passes or self._drafted >= _REFRESH:
             return dict.fromkeys(room, 0)
-        if self._without >= _PROBE:
-            return {sequence: min(1, its) for sequence, its in most.items()}
         chosen = dict.fromkeys(room, 0)
         best = chosen.copy()
         expected, longest = float(sequences), 0
@@ -140,6 +161,12 @@ class Adaptive:
             seconds = self._passes.at(sequences + count) + self._drafting.at(longest)
             if expected / seconds > rate:
                 rate, best = expected / seconds, chosen.copy()
+        if any(best.values()):
+            self._rest = _REST[0]
+            return best
+        if self._trial:
+            return {sequence: min(1, its) for sequence, its in most.items()}
+        self._resting, self._rest = self._rest, min(2 * self._rest, _REST[1])
         return best
 
     def _chances(self, most: Mapping[int, int]) -> Sequence[tuple[float, int]]:
@@ -166,7 +193,22 @@ class Adaptive:
         self._passes.add(tokens, seconds)
         if drafts:
             self._drafting.add(drafts, drafting)
-        self._without, self._with = (0, self._with + 1) if drafts else (self._without + 1, 0)
+        self._drafted = self._drafted + 1 if drafts else 0
+        if drafts:
+            self._trial = max(self._trial - 1, 0)
+        if self._resting:
+            self._resting -= 1
+            if not self._resting:
+                self.wake()
 
     def forget(self, sequence: int) -> None:
         self._each.pop(sequence, None)
+
+    def wake(self) -> None:
+        self._resting, self._trial = 0, _TRIAL
+        for acceptance in (self._all, *self._each.values()):
+            acceptance.fade()
+
+    @property
+    def resting(self) -> int:
+        return self._resting

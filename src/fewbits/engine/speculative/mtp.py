@@ -32,13 +32,13 @@ _MOST_WAITING = 16  # rows; see speculative.eagle
 @dataclass(slots=True)
 class _Sequence:
     """`states` of the model, of rows that no module has seen; `last[m]`: what module m made of its last row that stays.
-    `broken`: some states were never seen; nothing is drafted then.
+    Caches begin with row `begin`: not all passes are watched, and after a gap all start anew.
     """
 
+    begin: int
     states: list[Any] = field(default_factory=list)
     waiting: int = 0
     last: list[Any] = field(default_factory=list)
-    broken: bool = False
 
 
 class Mtp:
@@ -55,25 +55,31 @@ class Mtp:
         self.taps: Sequence[int] = (boundary,)
 
     def watch(self, request: Request, states: Sequence[Any], new: int) -> None:
-        sequence = self._sequences.setdefault(request.sequence, _Sequence())
-        if self._caches[0].length(request.sequence) + sequence.waiting + new != request.computed:
-            sequence.broken = True
-        if sequence.broken or request.done:
+        if request.done:
             return
+        name, begin = request.sequence, request.computed - new
+        sequence = self._sequences.get(name)
+        if sequence is None or sequence.begin + self._caches[0].length(name) + sequence.waiting != begin:
+            for cache in self._caches:
+                cache.free(name)
+            sequence = self._sequences[name] = _Sequence(begin)
         sequence.states.append(states[0][:new])
         sequence.waiting += new
         if sequence.waiting > _MOST_WAITING:
             self._draft([request])
 
     def propose(self, wanted: Mapping[int, tuple[Request, int]]) -> None:
-        ready = [
-            request
-            for name, (request, _) in wanted.items()
-            if name in self._sequences and self._sequences[name].waiting and not self._sequences[name].broken
-        ]
+        ready = [request for request, _ in wanted.values() if self._follows(request)]
         counts = [wanted[request.sequence][1] for request in ready]
         for request, draft, count in zip(ready, self._draft(ready, max(counts, default=0)), counts, strict=True):
             request.draft_ids = draft[:count]
+
+    def _follows(self, request: Request) -> bool:
+        """Whether the states that the next guess reads are there: not if the last pass wasn't watched."""
+        sequence = self._sequences.get(request.sequence)
+        if sequence is None or not sequence.waiting:
+            return False
+        return sequence.begin + self._caches[0].length(request.sequence) + sequence.waiting == request.computed
 
     def _draft(self, requests: Sequence[Request], most: int = 1) -> list[list[int]]:
         """Tokens behind what is known of each request, `most` by a single module, or one by each; all rows are computed
@@ -86,6 +92,7 @@ class Mtp:
         lasts: list[list[Any]] = [[] for _ in requests]
         given = [np.concatenate(one.states) if len(one.states) > 1 else one.states[0] for one in sequences]
         begins = [self._caches[0].length(request.sequence) for request in requests]  # the first row of what is given
+        ends = [request.computed - one.begin for request, one in zip(requests, sequences, strict=True)]
         lengths = [[cache.length(request.sequence) for request in requests] for cache in self._caches]
         try:
             for number, (module, cache) in enumerate(zip(self._modules, self._caches, strict=True), 1):
@@ -94,19 +101,19 @@ class Mtp:
                     begin = cache.length(request.sequence)
                     if begin < begins[index]:  # by one: what the module before made of it was kept
                         given[index] = np.concatenate((sequences[index].last[number - 2], given[index]))
-                    tokens = request.known_ids(begin, request.computed + 1) + drafts[index]
-                    parts.append(Part(request.sequence, tokens[number : number + request.computed - begin]))
+                    first = sequences[index].begin + begin
+                    tokens = request.known_ids(first, request.computed + 1) + drafts[index]
+                    parts.append(Part(request.sequence, tokens[number : number + ends[index] - begin]))
                     states.append(given[index])
                     begins[index] = begin
                 guess = module.forward(cache.batch(parts), _joined(states), cache.layers[0])
                 best = self._ops.argmax(guess.logits).tolist()
                 row = 0
-                for index, (request, part) in enumerate(zip(requests, parts, strict=True)):
+                for index, part in enumerate(parts):
                     drafts[index].append(best[index])
                     given[index] = guess.states[row : row + len(part.token_ids)]
                     row += len(part.token_ids)
-                    stays = request.computed - number  # the module's last row that is made of known tokens
-                    kept = stays - begins[index]
+                    kept = ends[index] - number - begins[index]  # the last row that is made of known tokens
                     lasts[index].append(given[index][kept : kept + 1].copy() if kept >= 0 else None)
             if len(self._modules) == 1:
                 self._further(requests, drafts, [one[-1:] for one in given], most)
@@ -120,7 +127,7 @@ class Mtp:
             sequences[index].states, sequences[index].waiting = [], 0
             sequences[index].last = lasts[index]
             for number, cache in enumerate(self._caches):
-                cache.truncate(request.sequence, max(request.computed - number, 0))
+                cache.truncate(request.sequence, max(ends[index] - number, 0))
         return drafts
 
     def _further(self, requests: Sequence[Request], drafts: list[list[int]], states: list[Any], most: int) -> None:

@@ -23,7 +23,7 @@ class Proposer(Protocol):
 
     def watch(self, request: Request, states: Sequence[Any], new: int) -> None:
         """Of the tokens of a request that were just computed, the first `new` stay: `states` are their rows and those
-        of rejected drafts, one [tokens, H] for each of `taps`.
+        of rejected drafts, one [tokens, H] for each of `taps`. Not every pass is watched.
         """
 
     def forget(self, sequence: int) -> None:
