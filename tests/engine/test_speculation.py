@@ -332,5 +332,5 @@ def test_where_drafting_does_not_pay_the_drafter_rests_and_starts_anew(plain: LL
 
     llm._step = watched  # type: ignore[method-assign]
     assert llm.generate([PROMPTS[2]], wish)[0].token_ids == plain.generate([PROMPTS[2]], wish)[0].token_ids
-    assert 100 < sum(not taps for taps, _ in seen) < 400
+    assert 30 < sum(not taps for taps, _ in seen) < 400
     assert len({begin for _, begin in seen}) >= 2
