@@ -99,6 +99,7 @@ struct PairedValues {
 };
 
 // Pairs of values out of the cache. `end`: beside the last of an odd number of positions its own.
+// Every 64 bytes that are asked for begin within the row.
 template <CacheKind kind>
 struct CachedValues {
   const void* const* rows;
@@ -129,13 +130,14 @@ struct CachedValues {
 template <CacheKind kind>
 inline void pair_values(const AttendChunk& chunk) {
   const CachedValues<kind> cached{chunk.values, chunk.D, chunk.end};
+  constexpr int kVectors = 64 / element_size(kind) / kLanes;
   const int stride = chunk.stride;
   for (int pair = chunk.begin / 2; 2 * pair < chunk.end; ++pair) {
     uint32_t* target = value_pairs(chunk, pair);
-    for (int d = 0; d < stride; d += kWeighVectors * kLanes) {
-      Pairs values[kWeighVectors];
-      cached.template load<kWeighVectors>(pair, d, values);
-      for (int v = 0; v < kWeighVectors; ++v) {
+    for (int d = 0; d < stride; d += kVectors * kLanes) {
+      Pairs values[kVectors];
+      cached.template load<kVectors>(pair, d, values);
+      for (int v = 0; v < kVectors; ++v) {
         if (d + v * kLanes < stride) _mm512_store_si512(target + d + v * kLanes, values[v]);
       }
     }

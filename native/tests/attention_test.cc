@@ -4,6 +4,8 @@
 
 #include <math.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 #include <limits>
 #include <vector>
@@ -30,7 +32,33 @@ const Shape kShapes[] = {
     {CacheKind::fp8, 3, 3, 24, false},  {CacheKind::fp8, 9, 1, 33, true},
     {CacheKind::int8, 8, 2, 64, true},  {CacheKind::int8, 5, 1, 77, false},
     {CacheKind::bf16, 3, 1, 128, true}, {CacheKind::bf16, 7, 1, 112, false},
-    {CacheKind::int8, 6, 1, 32, false},
+    {CacheKind::int8, 6, 1, 32, false}, {CacheKind::bf16, 4, 1, 80, true},
+    {CacheKind::bf16, 2, 2, 16, false},
+};
+
+// Memory of exactly so many bytes: what follows can't be read.
+class Exact {
+ public:
+  Exact(size_t bytes, uint8_t value) : page_(sysconf(_SC_PAGESIZE)) {
+    mapped_ = (bytes + page_ - 1) / page_ * page_ + page_;
+    void* const memory =
+        mmap(nullptr, mapped_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    CHECK(memory != MAP_FAILED, "no memory");
+    memory_ = static_cast<uint8_t*>(memory);
+    uint8_t* const end = memory_ + mapped_ - page_;
+    CHECK(mprotect(end, page_, PROT_NONE) == 0, "no guard page");
+    data_ = end - bytes;
+    memset(data_, value, bytes);
+  }
+  ~Exact() { munmap(memory_, mapped_); }
+  Exact(const Exact&) = delete;
+  Exact& operator=(const Exact&) = delete;
+
+  uint8_t* data() const { return data_; }
+
+ private:
+  size_t page_, mapped_;
+  uint8_t *memory_, *data_;
 };
 
 float rounded(CacheKind kind, float value, float scale) {
@@ -57,17 +85,17 @@ bool rounds_to_bf16(CacheKind kind) {
 // One sequence, appended by rope_and_append without rotation, and its queries.
 class Sequence {
  public:
-  Sequence(const Shape& shape, int length, uint32_t seed) : shape_(shape), length_(length) {
+  Sequence(const Shape& shape, int length, uint32_t seed)
+      : shape_(shape),
+        length_(length),
+        keys_(cache_bytes(shape, length), 0xff),  // a NaN in every kind
+        values_(cache_bytes(shape, length), 0xff) {
     Random random(seed);
-    const int pages = (length + kPageSize - 1) / kPageSize;
+    const int pages = pages_of(length);
     for (int p = 0; p < pages; ++p) table_.push_back((p * 7 + 3) % pages);
     if (pages % 7 == 0) {
       for (int p = 0; p < pages; ++p) table_[p] = pages - 1 - p;
     }
-    const size_t bytes =
-        size_t(pages) * shape.kv_heads * kPageSize * shape.D * element_size(shape.kind);
-    keys_.assign(bytes, 0xff);  // a NaN in every kind
-    values_.assign(bytes, 0xff);
     const bool int8 = shape.kind == CacheKind::int8;
     const size_t scales = shape.kv_heads * size_t(int8 ? pages * kPageSize : 1);
     key_scale_.assign(scales, int8 ? NAN : 0.03f);
@@ -163,6 +191,12 @@ class Sequence {
   }
 
  private:
+  static int pages_of(int length) { return (length + kPageSize - 1) / kPageSize; }
+  static size_t cache_bytes(const Shape& shape, int length) {
+    return size_t(pages_of(length)) * shape.kv_heads * kPageSize * shape.D *
+           element_size(shape.kind);
+  }
+
   bool scaled() const { return element_size(shape_.kind) == 1; }
 
   // [length][kv_heads][D] as the cache holds them.
@@ -214,7 +248,7 @@ class Sequence {
   Shape shape_;
   int length_;
   std::vector<int32_t> table_;
-  std::vector<uint8_t> keys_, values_;
+  Exact keys_, values_;
   std::vector<float> key_scale_, value_scale_, q_, k_, v_;
 };
 
