@@ -70,11 +70,11 @@ class Attention:
     def __init__(self, spec: AttentionSpec, table: RopeTable) -> None:
         self._spec = spec
         self._table = table
-        self._heads = (spec.heads, spec.kv_heads, spec.head_dim)
+        self._heads = (spec.heads, spec.kv_heads, spec.head_dim, spec.value_dim)
         self._q_norm, self._k_norm, self._sinks = (
             0 if vector is None else _address(vector) for vector in (spec.q_norm, spec.k_norm, spec.sinks)
         )
-        self._rotary = (spec.rope.rotary_dim, spec.rope.interleaved)
+        self._rotary = (spec.rope.begin, spec.rope.rotary_dim, spec.rope.interleaved)
         self._norms = (self._q_norm, self._k_norm, spec.norm_eps, spec.norm_offset)
         self._cache: LayerCache | None = None
         self._generation = -1
@@ -106,8 +106,8 @@ class Attention:
         )
 
     def attend(self, q: Array, step: Step, cache: LayerCache) -> Array:
-        out = empty(*q.shape)
         spec = self._spec
+        out = empty(len(q), spec.heads * spec.value_dim)
         _attend(
             _address(q),
             _address(out),
@@ -144,12 +144,13 @@ class CpuOps:
 
     def route(self, routing: Routing, bias: Array | None) -> Callable[[Array], Chosen]:
         how = (routing.top_k, routing.score, routing.normalize, routing.epsilon, routing.scale)
+        groups = (routing.groups, routing.kept_groups, routing.group_best)
 
         def run(logits: Array) -> Chosen:
             T, E = logits.shape
             chosen = Chosen(np.empty((T, routing.top_k), np.int32), np.empty((T, routing.top_k), np.float32))
             addresses = (0 if bias is None else _address(bias), *map(_address, chosen))
-            _route(_address(logits), T, E, *how, *addresses)
+            _route(_address(logits), T, E, *how, *groups, *addresses)
             return chosen
 
         return run
@@ -178,6 +179,21 @@ class CpuOps:
 
     def copy(self, x: Array) -> Array:
         return x.copy()
+
+    def cut(self, x: Array, begin: int, end: int, heads: int = 1) -> Array:
+        T, width = x.shape
+        out = empty(T, heads * (end - begin))
+        out.reshape(T, heads, end - begin)[:] = x.reshape(T, heads, width // heads)[:, :, begin:end]
+        return out
+
+    def beside(self, x: Array, shared: Array, heads: int) -> Array:
+        T, width = x.shape
+        own, more = width // heads, shared.shape[1]
+        out = empty(T, width + heads * more)
+        parts = out.reshape(T, heads, own + more)
+        parts[:, :, :own] = x.reshape(T, heads, own)
+        parts[:, :, own:] = shared[:, np.newaxis]
+        return out
 
     def argmax(self, logits: Array) -> Array:
         R, V = logits.shape
