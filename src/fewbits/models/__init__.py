@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from fewbits.checkpoint.config import Config
-from fewbits.models import llama, mistral, mixtral, qwen2, qwen2_moe, qwen3, qwen3_moe, step3p5
+from fewbits.models import deepseek, llama, mistral, mixtral, qwen2, qwen2_moe, qwen3, qwen3_moe, step3p5
 from fewbits.models.decoder import DecoderConfig
 
 
@@ -28,6 +28,14 @@ FAMILIES = (
     Family("qwen2_moe", ("Qwen2MoeForCausalLM",), ("qwen2_moe",), qwen2_moe.configure),
     Family("qwen3_moe", ("Qwen3MoeForCausalLM",), ("qwen3_moe",), qwen3_moe.configure),
     Family("mixtral", ("MixtralForCausalLM",), ("mixtral",), mixtral.configure),
+    Family("deepseek_v2", ("DeepseekV2ForCausalLM",), ("deepseek_v2",), deepseek.configure_v2),
+    # V3.2 is named to be refused with its reason.
+    Family(
+        "deepseek_v3",
+        ("DeepseekV3ForCausalLM", "DeepseekV32ForCausalLM"),
+        ("deepseek_v3", "deepseek_v32"),
+        deepseek.configure_v3,
+    ),
     Family("step3p5", ("Step3p5ForCausalLM",), ("step3p5",), step3p5.configure),
 )
 

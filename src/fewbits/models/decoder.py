@@ -9,46 +9,23 @@ Layers are a list, so whatever differs between layers (heads, windows, rotations
 
 from __future__ import annotations
 
-import math
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from fewbits.kernels.batch import Batch, Cache, CacheDtype, CacheLayer, LayerCache
-from fewbits.kernels.ops import AttentionSpec, Ops
-from fewbits.kernels.rope import Rope
+from fewbits.kernels.ops import Ops
+from fewbits.models.attention import AnyAttention
 from fewbits.models.feed_forward import FeedForward, MoeConfig
-from fewbits.models.needs import Bias, Need
-from fewbits.nn.attention import Attention
+from fewbits.models.needs import Need
 from fewbits.nn.embedding import Embedding, Head
 
 _LAYERS = "model.layers."
 
 
 @dataclass(frozen=True, slots=True)
-class AttentionConfig:
-    """`window` 0 sees everything. `qk_norm`: RMS norms of each query and key head before the rotation. `head_gate`: a
-    module g_proj [heads, H], whose sigmoids multiply what the heads give.
-    """
-
-    heads: int
-    kv_heads: int
-    head_dim: int
-    rope: Rope
-    window: int = 0
-    qkv_bias: Bias = "no"
-    output_bias: Bias = "no"
-    qk_norm: bool = False
-    head_gate: bool = False
-
-    @property
-    def scale(self) -> float:
-        return 1 / math.sqrt(self.head_dim)
-
-
-@dataclass(frozen=True, slots=True)
 class LayerConfig:
-    attention: AttentionConfig
+    attention: AnyAttention
     feed_forward: FeedForward
 
 
@@ -83,18 +60,9 @@ class DecoderConfig:
         return needs
 
     def _layer(self, name: str, layer: LayerConfig, stored: Container[str]) -> Iterator[Need]:
-        attention, H = layer.attention, self.hidden
-        queries, keys = attention.heads * attention.head_dim, attention.kv_heads * attention.head_dim
+        H = self.hidden
         yield Need(f"{name}.input_layernorm", "norm", (H,))
-        yield Need(f"{name}.self_attn.q_proj", "linear", (queries, H), bias=attention.qkv_bias)
-        yield Need(f"{name}.self_attn.k_proj", "linear", (keys, H), bias=attention.qkv_bias)
-        yield Need(f"{name}.self_attn.v_proj", "linear", (keys, H), bias=attention.qkv_bias)
-        if attention.head_gate:
-            yield Need(f"{name}.self_attn.g_proj", "linear", (attention.heads, H))
-        if attention.qk_norm:
-            yield Need(f"{name}.self_attn.q_norm", "norm", (attention.head_dim,))
-            yield Need(f"{name}.self_attn.k_norm", "norm", (attention.head_dim,))
-        yield Need(f"{name}.self_attn.o_proj", "linear", (H, queries), bias=attention.output_bias)
+        yield from layer.attention.modules(f"{name}.self_attn", H)
         yield Need(f"{name}.post_attention_layernorm", "norm", (H,))
         yield from layer.feed_forward.modules(name, H, stored)
 
@@ -121,12 +89,22 @@ class DecoderConfig:
         layers = []
         for index, layer in enumerate(self.layers):
             attention = layer.attention
-            size = (attention.kv_heads, attention.head_dim)
+            kept: CacheDtype = dtype
+            k_scale = v_scale = None
             if scales and index in scales:
+                kept = "fp8"
                 k_scale, v_scale = (_per_head(scale, attention.kv_heads) for scale in scales[index])
-                layers.append(CacheLayer(*size, "fp8", attention.window, k_scale, v_scale))
-            else:
-                layers.append(CacheLayer(*size, dtype, attention.window))
+            layers.append(
+                CacheLayer(
+                    attention.kv_heads,
+                    attention.head_dim,
+                    kept,
+                    attention.window,
+                    k_scale,
+                    v_scale,
+                    value_width=attention.value_dim,
+                )
+            )
         return tuple(layers)
 
 
@@ -157,30 +135,16 @@ class _Layer:
     __slots__ = ("_attention", "_feed_forward", "_input_norm", "_post_norm")
 
     def __init__(self, config: DecoderConfig, index: int, params: Mapping[str, Any], ops: Ops) -> None:
-        attention = config.layers[index].attention
+        layer = config.layers[index]
         name = f"model.layers.{index}"
 
         def norm(module: str) -> Any:
             return ops.norm(params[f"{name}.{module}"], config.norm_eps, config.norm_offset)
 
-        spec = AttentionSpec(
-            attention.heads,
-            attention.kv_heads,
-            attention.head_dim,
-            attention.rope,
-            attention.scale,
-            attention.window,
-            params[f"{name}.self_attn.q_norm"] if attention.qk_norm else None,
-            params[f"{name}.self_attn.k_norm"] if attention.qk_norm else None,
-            config.norm_eps,
-            config.norm_offset,
-        )
-        q, k, v, output = (params[f"{name}.self_attn.{part}_proj"] for part in "qkvo")
-        gate = params[f"{name}.self_attn.g_proj"] if attention.head_gate else None
         self._input_norm = norm("input_layernorm")
-        self._attention = Attention(spec, q, k, v, output, gate, ops)
+        self._attention = layer.attention.make(f"{name}.self_attn", params, ops, config.norm_eps, config.norm_offset)
         self._post_norm = norm("post_attention_layernorm")
-        self._feed_forward = config.layers[index].feed_forward.make(name, params, ops)
+        self._feed_forward = layer.feed_forward.make(name, params, ops)
 
     def __call__(self, x: Any, step: Any, cache: LayerCache) -> None:
         self._attention(self._input_norm(x), x, step, cache)

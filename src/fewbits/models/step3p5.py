@@ -8,12 +8,13 @@ from __future__ import annotations
 from fewbits.checkpoint.config import Config
 from fewbits.kernels.ops import Activation
 from fewbits.kernels.rope import Rope
+from fewbits.models.attention import AttentionConfig
 from fewbits.models.configure import (
     MAX_EXPERTS,
     MAX_HEAD_DIM,
-    MAX_LAYERS,
     check_heads,
     layer_types,
+    mtp_layers,
     of_each_layer,
     of_layers,
     present,
@@ -21,7 +22,7 @@ from fewbits.models.configure import (
     size,
     unsupported,
 )
-from fewbits.models.decoder import AttentionConfig, DecoderConfig, LayerConfig
+from fewbits.models.decoder import DecoderConfig, LayerConfig
 from fewbits.models.feed_forward import FeedForward, MlpConfig, MoeConfig, SharedConfig, names_of
 from fewbits.models.rope import OwnRope, rope
 
@@ -39,10 +40,7 @@ def configure(config: Config) -> DecoderConfig:
         for attention, feed_forward in zip(_attention(config, types), _feed_forward(config, len(types)), strict=True)
     ]
     offset = 1.0 if config.get("zero_centered", bool) else 0.0
-    mtp = config.get("num_nextn_predict_layers", int, 0)
-    if not 0 <= mtp <= MAX_LAYERS:
-        raise unsupported(config, "num_nextn_predict_layers", f"must be between 0 and {MAX_LAYERS}, not {mtp}")
-    return of_layers(config, layers, norm_offset=offset, mtp_layers=mtp)
+    return of_layers(config, layers, norm_offset=offset, mtp_layers=mtp_layers(config))
 
 
 def _attention(config: Config, types: list[str]) -> list[AttentionConfig]:

@@ -299,15 +299,16 @@ class _Planner:
     # ---- tensors without a module ----------------------------------------------------------------------------------
 
     def _loose(self, name: str) -> None:
-        """A tensor with a name of its own: a vector that the model asks for, else a leftover in a known family, else a
-        row of kind `other`.
+        """A tensor with a name of its own: a vector that the model asks for, else a leftover in a known family that has
+        no reason not to run it, else a row of kind `other`.
         """
         need = self.needs.get(name)
-        if (self.needs and need is None) or name.endswith(_NO_USE):
+        why_not = self.plan.model.why_not(name) if self.needs and need is None else ""
+        if (self.needs and need is None and not why_not) or name.endswith(_NO_USE):
             self.plan.leftover_tensors.append(name)
             return
         info = self.checkpoint.tensors[name]
-        execution = _NOT_COMPUTED
+        execution = self._not_run(why_not) if why_not else _NOT_COMPUTED
         if need is not None:
             execution = self._vector(need, info)
             if need.owner is not None:
