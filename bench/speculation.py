@@ -144,7 +144,7 @@ def picture() -> str:
 def plot(rows: Sequence[Mapping[str, Any]]) -> str:
     """Milliseconds of a pass by its tokens, a line for each model, and dashed its limit."""
     width, height, left, bottom, top = 640, 380, 60, 330, 40
-    most = max(float(row["milliseconds"]) for row in rows)
+    most = max((float(row["milliseconds"]) for row in rows), default=1.0)
     marks = ticks(0, most)
 
     def x(tokens: int) -> float:

@@ -32,14 +32,18 @@ CacheKind cache_kind(const std::string& name) {
   throw std::invalid_argument("the cache's kind is f32, bf16, f16, fp8 or int8, not " + name);
 }
 
-void check_shape(int64_t T, int heads, int kv_heads, int D, int page_size) {
+void check_width(const char* what, int D) {
+  require(D > 0 && D <= fewbits::kMaxHeadDim, what + std::to_string(D) + " is not between 1 and " +
+                                                  std::to_string(fewbits::kMaxHeadDim));
+}
+
+void check_shape(int64_t T, int heads, int kv_heads, int D, int value_D, int page_size) {
   require(T >= 0, "the number of tokens can't be negative");
   require(kv_heads > 0 && heads > 0 && heads % kv_heads == 0,
           "heads (" + std::to_string(heads) + ") must be a multiple of kv_heads (" +
               std::to_string(kv_heads) + ")");
-  require(D > 0 && D <= fewbits::kMaxHeadDim, "head dimension " + std::to_string(D) +
-                                                  " is not between 1 and " +
-                                                  std::to_string(fewbits::kMaxHeadDim));
+  check_width("head dimension ", D);
+  check_width("width of values ", value_D);
   require(page_size > 0, "the page size must be positive");
 }
 
@@ -50,14 +54,19 @@ void check_scales(CacheKind kind, uintptr_t k_scale, uintptr_t v_scale) {
 }
 
 void rope_and_append(uintptr_t q, uintptr_t k, uintptr_t v, int64_t T, int heads, int kv_heads,
-                     int D, int rotary_dim, bool interleaved, uintptr_t cos, uintptr_t sin,
-                     uintptr_t q_norm, uintptr_t k_norm, float norm_eps, float norm_offset,
-                     uintptr_t slots, uintptr_t k_cache, uintptr_t v_cache, int page_size,
-                     const std::string& kind, uintptr_t k_scale, uintptr_t v_scale) {
-  check_shape(T, heads, kv_heads, D, page_size);
-  require(rotary_dim >= 0 && rotary_dim <= D && rotary_dim % 2 == 0,
+                     int D, int value_D, int rotary_begin, int rotary_dim, bool interleaved,
+                     uintptr_t cos, uintptr_t sin, uintptr_t q_norm, uintptr_t k_norm,
+                     float norm_eps, float norm_offset, uintptr_t slots, uintptr_t k_cache,
+                     uintptr_t v_cache, int page_size, const std::string& kind, uintptr_t k_scale,
+                     uintptr_t v_scale) {
+  check_shape(T, heads, kv_heads, D, value_D, page_size);
+  require(rotary_begin >= 0 && rotary_begin <= D, "rotary_begin (" + std::to_string(rotary_begin) +
+                                                      ") must be within the head dimension (" +
+                                                      std::to_string(D) + ")");
+  require(rotary_dim >= 0 && rotary_dim <= D - rotary_begin && rotary_dim % 2 == 0,
           "rotary_dim (" + std::to_string(rotary_dim) +
-              ") must be even and at most the head dimension (" + std::to_string(D) + ")");
+              ") must be even and at most what the head dimension (" + std::to_string(D) +
+              ") leaves");
   fewbits::AppendTokens task;
   task.query = at<float>(q);
   task.key = at<const float>(k);
@@ -65,6 +74,8 @@ void rope_and_append(uintptr_t q, uintptr_t k, uintptr_t v, int64_t T, int heads
   task.heads = heads;
   task.kv_heads = kv_heads;
   task.D = D;
+  task.value_D = value_D;
+  task.rotary_begin = rotary_begin;
   task.rotary_dim = rotary_dim;
   task.interleaved = interleaved;
   task.cos = at<const float>(cos);
@@ -87,12 +98,12 @@ void rope_and_append(uintptr_t q, uintptr_t k, uintptr_t v, int64_t T, int heads
   fewbits::rope_and_append(task, T);
 }
 
-void attend(uintptr_t q, uintptr_t out, int64_t T, int heads, int kv_heads, int D,
+void attend(uintptr_t q, uintptr_t out, int64_t T, int heads, int kv_heads, int D, int value_D,
             uintptr_t query_start, int sequences, uintptr_t kv_len, uintptr_t block_table,
             int max_pages, uintptr_t positions, uintptr_t k_cache, uintptr_t v_cache, int page_size,
             const std::string& kind, uintptr_t k_scale, uintptr_t v_scale, float scale, int window,
             uintptr_t sinks, uintptr_t mask) {
-  check_shape(T, heads, kv_heads, D, page_size);
+  check_shape(T, heads, kv_heads, D, value_D, page_size);
   require(sequences >= 0, "the number of sequences can't be negative");
   require(window >= 0, "the window can't be negative");
   fewbits::Attend task;
@@ -102,6 +113,7 @@ void attend(uintptr_t q, uintptr_t out, int64_t T, int heads, int kv_heads, int 
   task.heads = heads;
   task.kv_heads = kv_heads;
   task.D = D;
+  task.value_D = value_D;
   task.sequences = sequences;
   task.query_start = at<const int32_t>(query_start);
   task.kv_len = at<const int32_t>(kv_len);
@@ -139,15 +151,15 @@ void bind_attention(nb::module_& module) {
   const auto unlocked = nb::call_guard<nb::gil_scoped_release>();
   module.def(
       "rope_and_append", &rope_and_append, arg("q"), arg("k"), arg("v"), arg("T"), arg("heads"),
-      arg("kv_heads"), arg("D"), arg("rotary_dim"), arg("interleaved"), arg("cos"), arg("sin"),
-      arg("q_norm"), arg("k_norm"), arg("norm_eps"), arg("norm_offset"), arg("slots"),
-      arg("k_cache"), arg("v_cache"), arg("page_size"), arg("cache_kind"), arg("k_scale"),
-      arg("v_scale"), unlocked,
+      arg("kv_heads"), arg("D"), arg("value_D"), arg("rotary_begin"), arg("rotary_dim"),
+      arg("interleaved"), arg("cos"), arg("sin"), arg("q_norm"), arg("k_norm"), arg("norm_eps"),
+      arg("norm_offset"), arg("slots"), arg("k_cache"), arg("v_cache"), arg("page_size"),
+      arg("cache_kind"), arg("k_scale"), arg("v_scale"), unlocked,
       "Norms and rotates q (in place) and k, and stores k and v in the cache at their slots.");
   module.def("attend", &attend, arg("q"), arg("out"), arg("T"), arg("heads"), arg("kv_heads"),
-             arg("D"), arg("query_start"), arg("sequences"), arg("kv_len"), arg("block_table"),
-             arg("max_pages"), arg("positions"), arg("k_cache"), arg("v_cache"), arg("page_size"),
-             arg("cache_kind"), arg("k_scale"), arg("v_scale"), arg("scale"), arg("window"),
-             arg("sinks"), arg("mask"), unlocked,
+             arg("D"), arg("value_D"), arg("query_start"), arg("sequences"), arg("kv_len"),
+             arg("block_table"), arg("max_pages"), arg("positions"), arg("k_cache"), arg("v_cache"),
+             arg("page_size"), arg("cache_kind"), arg("k_scale"), arg("v_scale"), arg("scale"),
+             arg("window"), arg("sinks"), arg("mask"), unlocked,
              "Causal attention of T rows over the paged cache; see native/attention/attention.h.");
 }

@@ -22,11 +22,17 @@ T* at(uintptr_t address) {
 }
 
 void route(uintptr_t logits, int64_t T, int64_t experts, int64_t top_k, const std::string& score,
-           bool normalize, double epsilon, double scale, uintptr_t bias, uintptr_t chosen,
-           uintptr_t weights) {
+           bool normalize, double epsilon, double scale, int64_t groups, int64_t kept_groups,
+           int64_t group_best, uintptr_t bias, uintptr_t chosen, uintptr_t weights) {
   if (T < 0 || top_k < 1 || top_k > experts) {
     throw std::invalid_argument("of " + std::to_string(experts) + " experts " +
                                 std::to_string(top_k) + " can't be chosen");
+  }
+  if (groups < 1 || experts % groups || kept_groups < 1 || kept_groups > groups || group_best < 1 ||
+      group_best > experts / groups || top_k > experts / groups * kept_groups) {
+    throw std::invalid_argument(std::to_string(experts) + " experts can't be chosen from " +
+                                std::to_string(kept_groups) + " of " + std::to_string(groups) +
+                                " groups by their best " + std::to_string(group_best));
   }
   if (score != "softmax" && score != "sigmoid") {
     throw std::invalid_argument("a score is softmax or sigmoid, not " + score);
@@ -38,7 +44,10 @@ void route(uintptr_t logits, int64_t T, int64_t experts, int64_t top_k, const st
       normalize,
       epsilon,
       scale,
-      at<const float>(bias)};
+      at<const float>(bias),
+      groups,
+      kept_groups,
+      group_best};
   fewbits::route(routing, at<const float>(logits), T, at<int32_t>(chosen), at<float>(weights));
 }
 
@@ -72,8 +81,10 @@ void bind_experts(nb::module_& module) {
       .def("run", &run, arg("x"), arg("chosen"), arg("weights"), arg("T"), arg("k"), arg("y"),
            nb::call_guard<nb::gil_scoped_release>());
   module.def("route", &route, arg("logits"), arg("T"), arg("experts"), arg("top_k"), arg("score"),
-             arg("normalize"), arg("epsilon"), arg("scale"), arg("bias"), arg("chosen"),
-             arg("weights"), nb::call_guard<nb::gil_scoped_release>(),
+             arg("normalize"), arg("epsilon"), arg("scale"), arg("groups"), arg("kept_groups"),
+             arg("group_best"), arg("bias"), arg("chosen"), arg("weights"),
+             nb::call_guard<nb::gil_scoped_release>(),
              "Of logits float32 [T, experts] the best, int32 [T, top_k], and their weights, "
-             "float32 [T, top_k]. bias float32 [experts], or 0, is added for the choice alone.");
+             "float32 [T, top_k]. bias float32 [experts], or 0, is added for the choice alone. "
+             "See native/experts/route.h.");
 }

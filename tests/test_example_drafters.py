@@ -1,4 +1,6 @@
-"""The example's drafters, trained and quantized by llm-compressor, on text that neither they nor their target have seen."""
+"""The example's drafters, trained and quantized by llm-compressor, on text that neither they nor their target have
+seen.
+"""
 
 from __future__ import annotations
 

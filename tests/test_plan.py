@@ -105,8 +105,10 @@ HEADS: dict[str, dict[str, list[Callable[[], Stored]]]] = {
         "fp4": [lambda: as_quark(mx(*HEAD, 4)), lambda: as_quark(nvfp4(*HEAD))],
         "dense": _BY_LAYOUT["dense"],
     },
+    "mxfp4": {"dense": _BY_LAYOUT["dense"]},  # only experts are ever packed
 }
 _LAYOUTS_OF = dict.fromkeys(("compressed-tensors", "dense"), [layout.name for layout in LAYOUTS])
+_LAYOUTS_OF["mxfp4"] = ["dense"]
 _LAYOUTS_OF["quark"] = list(HEADS["quark"])  # those that the tensors alone tell; tests/formats/test_quark.py has all
 OTHERS = integers(8, 64, 4, 32).weights  # of the group where it is the head's neighbours that are meant
 
@@ -140,6 +142,8 @@ def quark_spec(weights: dict[str, Any]) -> Any:
 def quantization(format_name: str, case: str, stored: Stored) -> dict[str, Any] | None:
     if format_name == "dense":
         return None  # nothing in the config speaks of any module
+    if format_name == "mxfp4":
+        return {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"] if case == "ignored" else []}
     if format_name == "quark":
         name = {"targeted": "lm_head", "ignored": "*head", "unmatched": "*q_proj"}[case]
         exclude = ["lm_head"] if case == "ignored" else []

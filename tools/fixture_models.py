@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -136,6 +137,42 @@ QWEN2_MOE = BaseModel(
         "decoder_sparse_step": 2,
     },
 )
+# Keys are wider than values; the yarn factors of cosines and of scores differ, and neither is one.
+DEEPSEEK: dict[str, Any] = {
+    key: EXPERTS[key] for key in EXPERTS if key not in ("head_dim", "num_experts", "num_key_value_heads")
+} | {
+    "num_hidden_layers": 3,
+    "num_key_value_heads": 4,
+    "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 12,
+    "kv_lora_rank": 16,
+    "q_lora_rank": 32,
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 3,
+    "n_shared_experts": 2,
+    "n_group": 4,
+    "topk_group": 2,
+    "first_k_dense_replace": 1,
+    "routed_scaling_factor": 2.5,
+    "rope_parameters": {
+        "rope_type": "yarn",
+        "rope_theta": 10000.0,
+        "factor": 8.0,
+        "original_max_position_embeddings": 8,
+        "beta_fast": 4,
+        "beta_slow": 1,
+        "mscale": 0.707,
+        "mscale_all_dim": 0.5,
+    },
+}
+DEEPSEEK_V2 = BaseModel("deepseek_v2", DEEPSEEK | {"topk_method": "group_limited_greedy"}, older_config=True)
+DEEPSEEK_V2_LITE = BaseModel(
+    "deepseek_v2",
+    {key: DEEPSEEK[key] for key in DEEPSEEK if key not in ("rope_parameters", "n_group", "topk_group")}
+    | {"topk_method": "greedy", "q_lora_rank": None, "routed_scaling_factor": 1.0, "num_hidden_layers": 2},
+)
+DEEPSEEK_V3 = BaseModel("deepseek_v3", DEEPSEEK | {"norm_topk_prob": True, "attention_bias": True})
 MIXTRAL = BaseModel(
     "mixtral",
     {key: EXPERTS[key] for key in EXPERTS if key not in ("moe_intermediate_size", "num_experts")}
@@ -177,7 +214,7 @@ def random_weight(name: str, shape: tuple[int, ...], tied: bool) -> np.ndarray:
     draw = generator(name, "x".join(map(str, shape)))
     if name.endswith("norm.weight"):
         return draw.uniform(0.5, 1.5, shape).astype(np.float32)
-    if name.endswith((".bias", "_bias", ".sinks")):
+    if name.endswith(("bias", ".sinks")):
         return (0.5 * draw.standard_normal(shape)).astype(np.float32)
     if len(shape) == 3:
         return np.stack([random_weight(f"{name}.{expert}", shape[1:], tied) for expert in range(shape[0])])
@@ -193,6 +230,13 @@ def random_weight(name: str, shape: tuple[int, ...], tied: bool) -> np.ndarray:
     if name.endswith("up_proj.weight"):
         weight[5] = 0  # a whole row of zeros
     return weight.astype(np.float32)
+
+
+def stored_values(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
+    """Parameters, and those buffers that a checkpoint holds."""
+    stored = model.state_dict().keys()
+    yield from model.named_parameters()
+    yield from ((name, value) for name, value in model.named_buffers() if name in stored)
 
 
 def prune(weight: np.ndarray, name: str, pruned: str) -> np.ndarray:
@@ -213,7 +257,7 @@ def write_base(base: BaseModel, folder: Path) -> None:
     config.dtype = getattr(torch, base.dtype)
     model = AutoModelForCausalLM.from_config(config, dtype=config.dtype)
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
+        for name, parameter in stored_values(model):
             value = random_weight(name, tuple(parameter.shape), config.tie_word_embeddings)
             if base.pruned and ".layers." in name and value.ndim == 2:
                 value = prune(value, name, base.pruned)

@@ -10,6 +10,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from fixture_models import (
+    DEEPSEEK_V2,
+    DEEPSEEK_V2_LITE,
+    DEEPSEEK_V3,
     LLAMA,
     LLAMA3_ROPE,
     LLAMA_BLOCK,
@@ -166,6 +169,21 @@ UNQUANTIZED = (
         "qwen3-moe-stacked-bf16",
         "experts of a layer in one tensor, gate and up as one, as transformers 5 keeps them in memory",
         replace(QWEN3_MOE, stacked=True),
+    ),
+    Fixture(
+        "deepseek-v2-f32",
+        "latent attention; 8 experts in groups, the best of which decide, and two shared ones; yarn; older spelling",
+        DEEPSEEK_V2.but("float32"),
+    ),
+    Fixture(
+        "deepseek-v2-lite-f32",
+        "queries without a latent; experts without groups, weights as they come",
+        DEEPSEEK_V2_LITE.but("float32"),
+    ),
+    Fixture(
+        "deepseek-v3-f32",
+        "sigmoid scores, a bias for the choice, groups by their two best; biases of the latents' products",
+        DEEPSEEK_V3.but("float32"),
     ),
     Fixture("llama-bf16", "bfloat16", LLAMA_SMALL.but(num_hidden_layers=2)),
     Fixture(
@@ -455,6 +473,18 @@ EXPERTS = (
         "preset FP8_DYNAMIC; the shared expert ignored by the names of its unfused projections",
         QWEN2_MOE,
         Recipe(preset="FP8_DYNAMIC", ignore=(*NO_ROUTERS, "re:.*shared_expert\\.(gate|up)_proj$")),
+    ),
+    Fixture(
+        "deepseek-v2-w8a8-dynamic",
+        "latent attention in int8, kv_b_proj too; routers and head ignored",
+        DEEPSEEK_V2.but(num_hidden_layers=2),
+        one(INT8_CHANNEL, INT8_TOKEN, ignore=NO_ROUTERS),
+    ),
+    Fixture(
+        "deepseek-v3-w4a16-asym-g16",
+        "latent attention in 4 bits, kv_b_proj too; routers and head ignored",
+        DEEPSEEK_V3.but(num_hidden_layers=2),
+        one(integer(4, symmetric=False, group_size=16), ignore=NO_ROUTERS),
     ),
 )
 

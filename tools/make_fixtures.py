@@ -49,7 +49,7 @@ from fixture_gpt_oss import GPT_OSS_ROWS, GptOss, write_gpt_oss
 from fixture_libraries import environment
 from fixture_matching import write as write_matching
 from fixture_micro import MICRO
-from fixture_models import load, logits_of, token_ids, write_base
+from fixture_models import load, logits_of, stored_values, token_ids, write_base
 from fixture_rewrites import REWRITES, Rewrite
 from fixture_sparse import SPARSE, Sparse
 from fixture_step import STEP, Step
@@ -147,7 +147,7 @@ def dense_logits(folder: Path, decoded: Mapping[str, torch.Tensor], ids: np.ndar
     model = unquantized_model(folder)
     state = read(folder) | dict(decoded)
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
+        for name, parameter in stored_values(model):
             parameter.copy_(_tensor(state, name).float())
     return logits_of(model, ids)
 
@@ -177,7 +177,7 @@ def fake_quantized(folder: Path, decoded: Mapping[str, torch.Tensor]) -> PreTrai
     config = json.loads((folder / "config.json").read_text())["quantization_config"]
     apply_quantization_config(model, QuantizationConfig.model_validate(config), show_progress=False)
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
+        for name, parameter in stored_values(model):
             if name.endswith(".input_scale") or "_scale" not in name and "_zero_point" not in name:
                 parameter.copy_(_tensor(state, name).float())
     for module in model.modules():

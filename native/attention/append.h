@@ -101,22 +101,24 @@ void append_tokens(const AppendTokens& task, int64_t begin, int64_t end) {
     for (int h = 0; h < task.heads; ++h) {
       float* query = task.query + (t * task.heads + h) * D;
       if (task.query_norm) norm_head(query, task.query_norm, D, task.norm_eps, task.norm_offset);
-      rotate_head(query, cos, sin, task.rotary_dim, task.interleaved);
+      rotate_head(query + task.rotary_begin, cos, sin, task.rotary_dim, task.interleaved);
     }
     const int64_t page = task.slots[t] / task.page_size, offset = task.slots[t] % task.page_size;
     for (int h = 0; h < task.kv_heads; ++h) {
-      const int64_t source = (t * task.kv_heads + h) * D;
-      const int64_t target = ((page * task.kv_heads + h) * task.page_size + offset) * D;
+      const float* key = task.key + (t * task.kv_heads + h) * D;
+      const float* value = task.value + (t * task.kv_heads + h) * task.value_D;
+      const int64_t row = (page * task.kv_heads + h) * task.page_size + offset;
       for (int d = 0; d < D; d += kLanes) {
-        store_part(head + d, load_part(task.key + source + d, D - d), D - d);
+        store_part(head + d, load_part(key + d, D - d), D - d);
       }
       if (task.key_norm) norm_head(head, task.key_norm, D, task.norm_eps, task.norm_offset);
-      rotate_head(head, cos, sin, task.rotary_dim, task.interleaved);
-      const int64_t scale = kind == CacheKind::int8 ? target / D : h;
+      rotate_head(head + task.rotary_begin, cos, sin, task.rotary_dim, task.interleaved);
+      const int64_t scale = kind == CacheKind::int8 ? row : h;
       store_cached<kind>(head, task.key_scale + scale,
-                         static_cast<Element*>(task.key_cache) + target, D);
-      store_cached<kind>(task.value + source, task.value_scale + scale,
-                         static_cast<Element*>(task.value_cache) + target, D);
+                         static_cast<Element*>(task.key_cache) + row * D, D);
+      store_cached<kind>(value, task.value_scale + scale,
+                         static_cast<Element*>(task.value_cache) + row * task.value_D,
+                         task.value_D);
     }
   }
 }

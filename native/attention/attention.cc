@@ -35,19 +35,19 @@ const AttentionKernels& kernels() {
 }
 
 // Of Running: contiguous, so that it can be kept between two phases.
-int64_t running_floats(int rows, int stride) {
-  return (static_cast<int64_t>(rows) * (stride + 2) + 15) / 16 * 16;
+int64_t running_floats(int rows, int value_stride) {
+  return (static_cast<int64_t>(rows) * (value_stride + 2) + 15) / 16 * 16;
 }
 
-Running running_at(float* memory, int rows, int stride) {
-  float* maximum = memory + static_cast<int64_t>(rows) * stride;
+Running running_at(float* memory, int rows, int value_stride) {
+  float* maximum = memory + static_cast<int64_t>(rows) * value_stride;
   return {maximum, maximum + rows, memory};
 }
 
-void clear(const Running& running, int rows, int stride) {
+void clear(const Running& running, int rows, int value_stride) {
   std::fill_n(running.maximum, rows, -std::numeric_limits<float>::infinity());
   std::fill_n(running.sum, rows, 0.0f);
-  std::fill_n(running.accumulator, static_cast<int64_t>(rows) * stride, 0.0f);
+  std::fill_n(running.accumulator, static_cast<int64_t>(rows) * value_stride, 0.0f);
 }
 
 // Some query rows of one sequence for one kv head, over the chunks of [begin, end) positions. Its
@@ -68,21 +68,23 @@ struct Scratch {
   alignas(64) float key_scales[kChunk];
   alignas(64) float value_scales[kChunk];
 
-  void reserve(int rows, int stride) {
+  void reserve(int rows, int stride, int value_stride) {
     const int64_t query_floats = static_cast<int64_t>(rows) * stride;
-    const int64_t block_floats = static_cast<int64_t>(kChunk) * stride;
+    const int64_t accumulator_floats = static_cast<int64_t>(rows) * value_stride;
+    const int64_t key_floats = static_cast<int64_t>(kChunk) * stride;
+    const int64_t value_floats = static_cast<int64_t>(kChunk) * value_stride;
     const int64_t score_floats = static_cast<int64_t>(rows) * kChunk;
-    const int64_t total_floats = running_floats(rows, stride);
+    const int64_t total_floats = running_floats(rows, value_stride);
     const int64_t range_floats = (rows + 15) / 16 * 16;
-    const int64_t floats =
-        2 * query_floats + 2 * block_floats + score_floats + total_floats + 2 * range_floats;
+    const int64_t floats = query_floats + accumulator_floats + key_floats + value_floats +
+                           score_floats + total_floats + 2 * range_floats;
     if (buffer.bytes() < floats * sizeof(float)) buffer = Buffer(floats * sizeof(float));
     query = buffer.as<float>();
     keys = query + query_floats;
-    values = keys + block_floats;
-    scores = values + block_floats;
+    values = keys + key_floats;
+    scores = values + value_floats;
     accumulator = scores + score_floats;
-    total = accumulator + query_floats;
+    total = accumulator + accumulator_floats;
     first = reinterpret_cast<int32_t*>(total + total_floats);
     last = first + range_floats;
   }
@@ -91,7 +93,10 @@ struct Scratch {
 class Attention {
  public:
   explicit Attention(const Attend& task)
-      : task_(task), group_(task.heads / task.kv_heads), stride_((task.D + 15) / 16 * 16) {
+      : task_(task),
+        group_(task.heads / task.kv_heads),
+        stride_((task.D + 15) / 16 * 16),
+        value_stride_((task.value_D + 15) / 16 * 16) {
     for (int s = 0; s < task.sequences; ++s) {
       listed_.push_back(is_listed(task, s));
       for (int t = task.query_start[s]; t < task.query_start[s + 1]; ++t) {
@@ -110,8 +115,8 @@ class Attention {
     auto run_items = [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         const Item* const next = i + 1 < end ? &items_[i + 1] : nullptr;
-        if (next) prefetch_rows(task_.query, *next);
-        prefetch_rows(task_.out, items_[i]);
+        if (next) prefetch_rows(task_.query, task_.D, *next);
+        prefetch_rows(task_.out, task_.value_D, items_[i]);
         run_item(items_[i], nullptr, next);
       }
     };
@@ -132,7 +137,7 @@ class Attention {
         const Visible& sees = sees_[t];
         item.begin = std::min(item.begin, sees.first / kChunk * kChunk);
         item.end = std::max(item.end, sees.last);
-        work_ += 2 * (sees.last - sees.first) * task_.heads * task_.D;
+        work_ += (sees.last - sees.first) * task_.heads * (task_.D + task_.value_D);
       }
       for (; item.kv_head < task_.kv_heads; ++item.kv_head) items_.push_back(item);
     }
@@ -140,11 +145,12 @@ class Attention {
 
   // Of queries or outputs: an item's lie in short pieces, which the hardware doesn't foresee. GCC
   // removes calls of a function that does nothing but prefetch, hence inlined.
-  __attribute__((always_inline)) void prefetch_rows(const float* rows, const Item& item) const {
+  __attribute__((always_inline)) void prefetch_rows(const float* rows, int width,
+                                                    const Item& item) const {
     constexpr int kLine = 16;
     for (int64_t t = item.token_begin; t < item.token_end; ++t) {
-      const float* row = rows + (t * task_.heads + item.kv_head * group_) * task_.D;
-      for (int d = 0; d < group_ * task_.D; d += kLine) __builtin_prefetch(row + d, 0, 2);
+      const float* row = rows + (t * task_.heads + item.kv_head * group_) * width;
+      for (int d = 0; d < group_ * width; d += kLine) __builtin_prefetch(row + d, 0, 2);
     }
   }
 
@@ -166,7 +172,7 @@ class Attention {
     first_chunk.push_back(static_cast<int64_t>(chunks.size()));
     std::vector<int64_t> offsets{0};
     for (const Item& chunk : chunks) {
-      offsets.push_back(offsets.back() + running_floats(rows_of(chunk), stride_));
+      offsets.push_back(offsets.back() + running_floats(rows_of(chunk), value_stride_));
     }
     const Buffer parts(offsets.back() * sizeof(float));
     auto run_chunks = [&](int64_t begin, int64_t end) {
@@ -178,12 +184,12 @@ class Attention {
     auto merge_items = [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         const int rows = rows_of(items_[i]);
-        scratch_.reserve(rows, stride_);
-        const Running total = running_at(scratch_.total, rows, stride_);
+        scratch_.reserve(rows, stride_, value_stride_);
+        const Running total = running_at(scratch_.total, rows, value_stride_);
         start_total(items_[i], total);
         for (int64_t c = first_chunk[i]; c < first_chunk[i + 1]; ++c) {
-          const Running part = running_at(parts.as<float>() + offsets[c], rows, stride_);
-          kernels().merge(total, part, rows, stride_);
+          const Running part = running_at(parts.as<float>() + offsets[c], rows, value_stride_);
+          kernels().merge(total, part, rows, value_stride_);
         }
         finish(items_[i], total);
       }
@@ -196,11 +202,12 @@ class Attention {
   void run_item(const Item& item, float* part_memory, const Item* next) {
     Scratch& scratch = scratch_;
     const int rows = rows_of(item), tokens = item.token_end - item.token_begin;
-    scratch.reserve(rows, stride_);
+    scratch.reserve(rows, stride_, value_stride_);
     load_queries(item, scratch.query);
-    const Running total = running_at(part_memory ? part_memory : scratch.total, rows, stride_);
+    float* const memory = part_memory ? part_memory : scratch.total;
+    const Running total = running_at(memory, rows, value_stride_);
     if (part_memory) {
-      clear(total, rows, stride_);
+      clear(total, rows, value_stride_);
     } else {
       start_total(item, total);
     }
@@ -262,6 +269,8 @@ class Attention {
     task.rows = (token_end - token_begin) * group_;
     task.D = task_.D;
     task.stride = stride_;
+    task.value_D = task_.value_D;
+    task.value_stride = value_stride_;
     task.kind = task_.kind;
     task.query = scratch.query + row * stride_;
     task.keys = scratch.key_rows;
@@ -272,7 +281,7 @@ class Attention {
     task.end = end;
     task.first = scratch.first + row;
     task.last = scratch.last + row;
-    task.total = {total.maximum + row, total.sum + row, total.accumulator + row * stride_};
+    task.total = {total.maximum + row, total.sum + row, total.accumulator + row * value_stride_};
     task.key_scratch = scratch.keys;
     task.value_scratch = scratch.values;
     task.score_scratch = scratch.scores;
@@ -317,18 +326,19 @@ class Attention {
   // place after them. Entries of one page follow each other.
   int64_t add_rows(Scratch& scratch, const Item& item, int64_t begin, int64_t end,
                    int64_t at) const {
-    const int64_t row_bytes = task_.D * element_size(task_.kind);
+    const int64_t key_bytes = task_.D * element_size(task_.kind);
+    const int64_t value_bytes = task_.value_D * element_size(task_.kind);
     const int32_t* const pages =
         task_.block_table + static_cast<int64_t>(item.sequence) * task_.max_pages;
     while (begin < end) {
       const int64_t page = pages[begin / task_.page_size], offset = begin % task_.page_size;
       const int64_t row = (page * task_.kv_heads + item.kv_head) * task_.page_size + offset;
-      const char* const key = static_cast<const char*>(task_.key_cache) + row * row_bytes;
-      const char* const value = static_cast<const char*>(task_.value_cache) + row * row_bytes;
+      const char* const key = static_cast<const char*>(task_.key_cache) + row * key_bytes;
+      const char* const value = static_cast<const char*>(task_.value_cache) + row * value_bytes;
       const int64_t run = std::min(end - begin, task_.page_size - offset);
       for (int64_t i = 0; i < run; ++i) {
-        scratch.key_rows[at + i] = key + i * row_bytes;
-        scratch.value_rows[at + i] = value + i * row_bytes;
+        scratch.key_rows[at + i] = key + i * key_bytes;
+        scratch.value_rows[at + i] = value + i * value_bytes;
       }
       if (task_.kind == CacheKind::int8) {
         for (int64_t i = 0; i < run && at + i < kChunk; ++i) {
@@ -343,7 +353,7 @@ class Attention {
   }
 
   void start_total(const Item& item, const Running& total) const {
-    clear(total, rows_of(item), stride_);
+    clear(total, rows_of(item), value_stride_);
     if (task_.sinks == nullptr) return;
     for (int r = 0; r < rows_of(item); ++r) {
       total.maximum[r] = task_.sinks[item.kv_head * group_ + r % group_];
@@ -355,16 +365,17 @@ class Attention {
     const float scale = task_.kind == CacheKind::fp8 ? task_.value_scale[item.kv_head] : 1.0f;
     for (int r = 0; r < rows_of(item); ++r) {
       const int64_t token = item.token_begin + r / group_;
-      float* out = task_.out + (token * task_.heads + item.kv_head * group_ + r % group_) * task_.D;
-      const float* values = total.accumulator + static_cast<int64_t>(r) * stride_;
+      const int64_t head = token * task_.heads + item.kv_head * group_ + r % group_;
+      float* out = task_.out + head * task_.value_D;
+      const float* values = total.accumulator + static_cast<int64_t>(r) * value_stride_;
       // A row that sees nothing has a sum of 0.
       const float factor = total.sum[r] == 0.0f ? 0.0f : scale / total.sum[r];
-      for (int d = 0; d < task_.D; ++d) out[d] = values[d] * factor;
+      for (int d = 0; d < task_.value_D; ++d) out[d] = values[d] * factor;
     }
   }
 
   const Attend& task_;
-  const int group_, stride_;
+  const int group_, stride_, value_stride_;
   int64_t work_ = 0;           // multiply-adds
   std::vector<bool> listed_;   // per sequence
   std::vector<Visible> sees_;  // per row of the batch
@@ -379,7 +390,8 @@ thread_local Scratch Attention::scratch_;
 void attend(const Attend& task) { Attention(task).run(); }
 
 void rope_and_append(const AppendTokens& task, int64_t T) {
-  const int64_t channels = T * task.D * (task.heads + 2 * task.kv_heads);
+  const int64_t channels =
+      T * (task.D * (task.heads + task.kv_heads) + task.value_D * task.kv_heads);
   auto append = [&](int64_t begin, int64_t end) { kernels().append_tokens(task, begin, end); };
   for_range(T, channels >= kParallelAppend, append);
 }

@@ -1,6 +1,7 @@
 // Paged attention with grouped queries: rotary embedding, the KV cache, softmax(q K^T) V.
 //
-// Cache, one array for the keys and one for the values of a layer, D numbers in a row:
+// Cache, one array for the keys and one for the values of a layer; D numbers are a row of keys,
+// value_D a row of values:
 //
 //     page 0                                   page 1
 //     [ kv head 0: row 0 .. row page_size-1 ]  [ kv head 0: ... ]
@@ -49,13 +50,14 @@ constexpr int64_t element_size(CacheKind kind) {
 struct Running {
   float* maximum;      // [rows]
   float* sum;          // [rows], of exponentials
-  float* accumulator;  // [rows][stride], values weighted by them
+  float* accumulator;  // [rows][value_stride], values weighted by them
 };
 
 // Query rows of one kv head against one chunk of positions; the tiers' unit of work.
-// `stride` is D rounded up to 16. Rows of scratch arrays are 64-byte aligned.
+// `stride` is D rounded up to 16, `value_stride` value_D. Rows of scratch arrays are 64-byte
+// aligned.
 struct AttendChunk {
-  int rows, D, stride;
+  int rows, D, stride, value_D, value_stride;
   CacheKind kind;
   const float* query;          // [rows][stride], see AttentionKernels
   const void* const* keys;     // [end rounded up to 16, + kLookAhead] one row of the cache per
@@ -67,9 +69,9 @@ struct AttendChunk {
   const int32_t* last;         // empty
   Running total;               // in and out
   float* key_scratch;          // [stride][kChunk]
-  float* value_scratch;        // [kChunk][stride]
+  float* value_scratch;        // [kChunk][value_stride]
   float* score_scratch;        // [rows][kChunk]
-  float* accumulator_scratch;  // [rows][stride]
+  float* accumulator_scratch;  // [rows][value_stride]
 };
 
 // New tokens: per-head RMS norm and rotary embedding of q (in place) and k, then k and v rounded to
@@ -79,10 +81,11 @@ struct AttendChunk {
 struct AppendTokens {
   float* query;        // [T, heads * D]
   const float* key;    // [T, kv_heads * D]
-  const float* value;  // [T, kv_heads * D]
-  int heads, kv_heads, D;
-  int rotary_dim;    // even; channels from rotary_dim on stay as they are
-  bool interleaved;  // pairs (2i, 2i + 1) instead of (i, i + rotary_dim / 2)
+  const float* value;  // [T, kv_heads * value_D]
+  int heads, kv_heads, D, value_D;
+  // Of a head the channels [rotary_begin, rotary_begin + rotary_dim) are rotated; even.
+  int rotary_begin, rotary_dim;
+  bool interleaved;  // pairs (2i, 2i + 1) instead of (i, i + rotary_dim / 2), from rotary_begin on
   const float* cos;  // [T, rotary_dim / 2]
   const float* sin;
   const float* query_norm;  // [D] or null
@@ -99,9 +102,9 @@ struct AppendTokens {
 
 struct Attend {
   const float* query;  // [T, heads * D]
-  float* out;          // [T, heads * D]
+  float* out;          // [T, heads * value_D]
   int64_t T;
-  int heads, kv_heads, D;
+  int heads, kv_heads, D, value_D;
   int sequences;
   const int32_t* query_start;  // [sequences + 1] rows of the batch
   const int32_t* kv_len;  // [sequences] entries, those of the batch's rows included (they are last)
@@ -130,7 +133,7 @@ struct AttentionKernels {
   void (*prepare_queries)(CacheKind kind, float* query, int rows, int stride);
   void (*attend_chunk)(const AttendChunk& chunk);
   // Adds what covers later positions.
-  void (*merge)(const Running& total, const Running& later, int rows, int stride);
+  void (*merge)(const Running& total, const Running& later, int rows, int value_stride);
   void (*append_tokens)(const AppendTokens& task, int64_t begin, int64_t end);
 };
 

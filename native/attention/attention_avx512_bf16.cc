@@ -6,7 +6,7 @@
 // paired once per chunk, into
 //
 //     key_scratch    blocks of 64 positions   [pair of channels][64 positions]
-//     value_scratch  [pair of positions][stride channels]
+//     value_scratch  [pair of positions][value_stride channels]
 //
 // and rows take turns in groups: a block of keys and the scores of a group stay in the first-level
 // cache. Values come from the second level, which is fast enough for four rows at once; in blocks
@@ -27,20 +27,20 @@ FEWBITS_INLINE void finish_rows(const AttendChunk& chunk, int row, int rows, Wei
   // One thing for all rows, then the next: while a row waits for its maximum, others go on.
   for (int r = 0; r < rows; ++r) maxima[r] = finish_scores(chunk, row + r);
   for (int r = 0; r < rows; ++r) sums[r] = weights_of_scores(chunk, row + r, maxima[r]);
-  const int64_t start = static_cast<int64_t>(row) * chunk.stride;
+  const int64_t start = static_cast<int64_t>(row) * chunk.value_stride;
   float* accumulator = chunk.accumulator_scratch + start;
-  for (int i = 0; i < rows * chunk.stride; i += kLanes) store(accumulator + i, zero());
+  for (int i = 0; i < rows * chunk.value_stride; i += kLanes) store(accumulator + i, zero());
   weigh();
   const Running& total = chunk.total;
   merge_parts({total.maximum + row, total.sum + row, total.accumulator + start},
-              {maxima, sums, accumulator}, rows, chunk.stride);
+              {maxima, sums, accumulator}, rows, chunk.value_stride);
 }
 
 template <CacheKind kind, int Rows>
 void attend_few_pairs(const AttendChunk& chunk) {
   score_few<kind, Rows>(chunk);
   finish_rows(chunk, 0, Rows, [&] {
-    const CachedValues<kind> values{chunk.values, chunk.D, chunk.end};
+    const CachedValues<kind> values{chunk.values, chunk.value_D, chunk.end};
     weigh_shared<Rows>(chunk, values, 0);
   });
 }

@@ -53,7 +53,7 @@ inline uint32_t* key_pairs(const AttendChunk& chunk, int position) {
 }
 
 inline uint32_t* value_pairs(const AttendChunk& chunk, int pair) {
-  return reinterpret_cast<uint32_t*>(chunk.value_scratch) + pair * chunk.stride;
+  return reinterpret_cast<uint32_t*>(chunk.value_scratch) + pair * chunk.value_stride;
 }
 
 inline float* scores_of(const AttendChunk& chunk, int row) {

@@ -99,6 +99,7 @@ struct PairedValues {
 };
 
 // Pairs of values out of the cache. `end`: beside the last of an odd number of positions its own.
+// Every 64 bytes that are asked for begin within the row.
 template <CacheKind kind>
 struct CachedValues {
   const void* const* rows;
@@ -128,14 +129,15 @@ struct CachedValues {
 
 template <CacheKind kind>
 inline void pair_values(const AttendChunk& chunk) {
-  const CachedValues<kind> cached{chunk.values, chunk.D, chunk.end};
-  const int stride = chunk.stride;
+  const CachedValues<kind> cached{chunk.values, chunk.value_D, chunk.end};
+  constexpr int kVectors = 64 / element_size(kind) / kLanes;
+  const int stride = chunk.value_stride;
   for (int pair = chunk.begin / 2; 2 * pair < chunk.end; ++pair) {
     uint32_t* target = value_pairs(chunk, pair);
-    for (int d = 0; d < stride; d += kWeighVectors * kLanes) {
-      Pairs values[kWeighVectors];
-      cached.template load<kWeighVectors>(pair, d, values);
-      for (int v = 0; v < kWeighVectors; ++v) {
+    for (int d = 0; d < stride; d += kVectors * kLanes) {
+      Pairs values[kVectors];
+      cached.template load<kVectors>(pair, d, values);
+      for (int v = 0; v < kVectors; ++v) {
         if (d + v * kLanes < stride) _mm512_store_si512(target + d + v * kLanes, values[v]);
       }
     }
@@ -147,12 +149,12 @@ inline void pair_values(const AttendChunk& chunk) {
 template <int Rows, int Vectors, typename Values>
 FEWBITS_INLINE void weigh_tile(const AttendChunk& chunk, const Values& source, int row,
                                int pair_begin, int pair_end, int d, uint32_t kept) {
-  float* accumulator = chunk.accumulator_scratch + row * chunk.stride + d;
+  float* accumulator = chunk.accumulator_scratch + row * chunk.value_stride + d;
   const uint32_t* weights = weights_of(chunk, row);
   Lanes sums[Rows][Vectors];
   for (int r = 0; r < Rows; ++r) {
     for (int v = 0; v < Vectors; ++v) {
-      sums[r][v] = load(accumulator + r * chunk.stride + v * kLanes);
+      sums[r][v] = load(accumulator + r * chunk.value_stride + v * kLanes);
     }
   }
   for (int pair = pair_begin; pair < pair_end; ++pair) {
@@ -169,7 +171,7 @@ FEWBITS_INLINE void weigh_tile(const AttendChunk& chunk, const Values& source, i
   }
   for (int r = 0; r < Rows; ++r) {
     for (int v = 0; v < Vectors; ++v) {
-      store(accumulator + r * chunk.stride + v * kLanes, sums[r][v]);
+      store(accumulator + r * chunk.value_stride + v * kLanes, sums[r][v]);
     }
   }
 }
@@ -181,10 +183,10 @@ inline void weigh_pairs(const AttendChunk& chunk, const Values& source, int row,
   // At most 16 sums: with the values that they share, more are not kept in registers.
   constexpr int kVectors = Rows > kRowTile ? kWeighVectors / 2 : kWeighVectors;
   int d = 0;
-  for (; d + kVectors * kLanes <= chunk.stride; d += kVectors * kLanes) {
+  for (; d + kVectors * kLanes <= chunk.value_stride; d += kVectors * kLanes) {
     weigh_tile<Rows, kVectors>(chunk, source, row, pair_begin, pair_end, d, kept);
   }
-  const int left = (chunk.stride - d) / kLanes;
+  const int left = (chunk.value_stride - d) / kLanes;
   if (left == 1) weigh_tile<Rows, 1>(chunk, source, row, pair_begin, pair_end, d, kept);
   if constexpr (kVectors == kWeighVectors) {
     if (left == 2) weigh_tile<Rows, 2>(chunk, source, row, pair_begin, pair_end, d, kept);

@@ -104,7 +104,7 @@ inline void for_tiles(int rows, Tile tile) {
   if (rows - row == 1) tile(RowCount<1>{}, row);
 }
 
-inline void merge_parts(const Running& total, const Running& later, int rows, int stride) {
+inline void merge_parts(const Running& total, const Running& later, int rows, int value_stride) {
   for (int row = 0; row < rows; row += kLanes) {
     const int count = rows - row < kLanes ? rows - row : kLanes;
     const Lanes before = load_part(total.maximum + row, count);
@@ -120,9 +120,9 @@ inline void merge_parts(const Running& total, const Running& later, int rows, in
       total.maximum[r] = maxima[i];
       total.sum[r] = total.sum[r] * old_factors[i] + later.sum[r] * new_factors[i];
       const Lanes old_factor = broadcast(old_factors[i]), new_factor = broadcast(new_factors[i]);
-      float* mine = total.accumulator + static_cast<int64_t>(r) * stride;
-      const float* other = later.accumulator + static_cast<int64_t>(r) * stride;
-      for (int d = 0; d < stride; d += kLanes) {
+      float* mine = total.accumulator + static_cast<int64_t>(r) * value_stride;
+      const float* other = later.accumulator + static_cast<int64_t>(r) * value_stride;
+      for (int d = 0; d < value_stride; d += kLanes) {
         const Lanes added = multiply(load(other + d), new_factor);
         store(mine + d, multiply_add(load(mine + d), old_factor, added));
       }

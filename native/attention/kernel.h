@@ -145,12 +145,12 @@ struct ValueRows {
 template <CacheKind kind, int Rows, int Vectors>
 void weigh_channels(const AttendChunk& chunk, const ValueRows& values, int row, int first, int last,
                     int d) {
-  float* accumulator = chunk.accumulator_scratch + row * chunk.stride + d;
+  float* accumulator = chunk.accumulator_scratch + row * chunk.value_stride + d;
   const float* weights = chunk.score_scratch + row * kChunk;
   Lanes sums[Rows][Vectors];
   for (int r = 0; r < Rows; ++r) {
     for (int v = 0; v < Vectors; ++v) {
-      sums[r][v] = load(accumulator + r * chunk.stride + v * kLanes);
+      sums[r][v] = load(accumulator + r * chunk.value_stride + v * kLanes);
     }
   }
   const int prefetched_bytes = d == 0 ? values.prefetched_bytes : 0;
@@ -171,7 +171,7 @@ void weigh_channels(const AttendChunk& chunk, const ValueRows& values, int row, 
   }
   for (int r = 0; r < Rows; ++r) {
     for (int v = 0; v < Vectors; ++v) {
-      store(accumulator + r * chunk.stride + v * kLanes, sums[r][v]);
+      store(accumulator + r * chunk.value_stride + v * kLanes, sums[r][v]);
     }
   }
 }
@@ -217,21 +217,21 @@ void weigh_rows(const AttendChunk& chunk, const ValueRows& values, int row) {
 // A tile of rows whose scores are there, into its total.
 template <CacheKind kind, int Rows>
 void attend_rows(const AttendChunk& chunk, const ValueRows& values, int row) {
-  const int64_t start = static_cast<int64_t>(row) * chunk.stride;
+  const int64_t start = static_cast<int64_t>(row) * chunk.value_stride;
   float maxima[Rows], sums[Rows];
   for (int r = 0; r < Rows; ++r) softmax_row(chunk, row + r, maxima[r], sums[r]);
   float* accumulator = chunk.accumulator_scratch + start;
-  for (int i = 0; i < Rows * chunk.stride; i += kLanes) store(accumulator + i, zero());
+  for (int i = 0; i < Rows * chunk.value_stride; i += kLanes) store(accumulator + i, zero());
   weigh_rows<kind, Rows>(chunk, values, row);
   const Running& total = chunk.total;
   merge_parts({total.maximum + row, total.sum + row, total.accumulator + start},
-              {maxima, sums, accumulator}, Rows, chunk.stride);
+              {maxima, sums, accumulator}, Rows, chunk.value_stride);
 }
 
 template <CacheKind kind, int Rows>
 void attend_few(const AttendChunk& chunk) {
   score_columns<kind, Rows>(chunk);
-  attend_rows<kind, Rows>(chunk, {chunk.values, chunk.D, row_bytes<kind>(chunk.D)}, 0);
+  attend_rows<kind, Rows>(chunk, {chunk.values, chunk.value_D, row_bytes<kind>(chunk.value_D)}, 0);
 }
 
 template <CacheKind kind>
@@ -239,14 +239,14 @@ void attend_many(const AttendChunk& chunk) {
   transpose_keys<kind>(chunk);
   const void* rows[kChunk];
   for (int j = chunk.begin; j < chunk.end; ++j) {
-    prefetch_row(chunk.values[j + kLookAhead], row_bytes<kind>(chunk.D));
-    float* wide = chunk.value_scratch + j * chunk.stride;
-    for (int d = 0; d < chunk.D; d += kLanes) {
-      store(wide + d, load_cached<kind>(chunk.values[j], d, chunk.D));
+    prefetch_row(chunk.values[j + kLookAhead], row_bytes<kind>(chunk.value_D));
+    float* wide = chunk.value_scratch + j * chunk.value_stride;
+    for (int d = 0; d < chunk.value_D; d += kLanes) {
+      store(wide + d, load_cached<kind>(chunk.values[j], d, chunk.value_D));
     }
     rows[j] = wide;
   }
-  const ValueRows values = {rows, chunk.stride, 0};
+  const ValueRows values = {rows, chunk.value_stride, 0};
   for_tiles(chunk.rows, [&](auto count, int row) {
     int last = chunk.begin;
     for (int r = row; r < row + count.value; ++r) {

@@ -15,6 +15,9 @@ struct Routing {
   bool normalize;  // weights are divided by epsilon + their sum
   double epsilon, scale;
   const float* bias;  // [experts] or null: added for the choice alone
+  // Experts are groups of neighbours; only those of the kept_groups best are chosen. A group is as
+  // good as the sum of its group_best best experts.
+  int64_t groups = 1, kept_groups = 1, group_best = 1;
 };
 
 // logits [T, experts] -> chosen [T, top_k], best first (of equals the lower number, NaN last), and

@@ -80,7 +80,7 @@ constexpr Kind kKinds[] = {{CacheKind::bf16, "bf16"},
                            {CacheKind::f32, "f32"}};
 
 struct Shape {
-  int heads, kv_heads, D;
+  int heads, kv_heads, D, value_D;
 };
 
 // `sequences` of `past` entries each, and `rows` new ones; pages are scattered.
@@ -89,12 +89,14 @@ void measure(const Limits& limits, const Kind& kind, const Shape& shape, int seq
   const int length = past + rows, T = sequences * rows;
   const int pages = (length + kPageSize - 1) / kPageSize, all = pages * sequences;
   const int64_t slots = int64_t{all} * shape.kv_heads * kPageSize;
-  const int64_t bytes = slots * shape.D * element_size(kind.kind);
-  const int turns = static_cast<int>(std::max<int64_t>(1, kCaches / (2 * bytes)));
-  const Buffer keys(bytes * turns), values(bytes * turns);
+  const int64_t key_bytes = slots * shape.D * element_size(kind.kind);
+  const int64_t value_bytes = slots * shape.value_D * element_size(kind.kind);
+  const int64_t both = key_bytes + value_bytes;
+  const int turns = static_cast<int>(std::max<int64_t>(1, kCaches / both));
+  const Buffer keys(key_bytes * turns), values(value_bytes * turns);
   // Memory that was never written is one page of zeros, in the cache.
-  memset(keys.as<char>(), 0x11, bytes * turns);
-  memset(values.as<char>(), 0x11, bytes * turns);
+  memset(keys.as<char>(), 0x11, key_bytes * turns);
+  memset(values.as<char>(), 0x11, value_bytes * turns);
   std::vector<int32_t> table(all), query_start{0}, kv_len(sequences, length);
   for (int i = 0; i < all; ++i) table[i] = static_cast<int32_t>((int64_t{i} * 7919) % all);
   const int64_t channels = int64_t{T} * shape.heads * shape.D;
@@ -113,6 +115,7 @@ void measure(const Limits& limits, const Kind& kind, const Shape& shape, int seq
   task.heads = shape.heads;
   task.kv_heads = shape.kv_heads;
   task.D = shape.D;
+  task.value_D = shape.value_D;
   task.sequences = sequences;
   task.query_start = query_start.data();
   task.kv_len = kv_len.data();
@@ -126,15 +129,16 @@ void measure(const Limits& limits, const Kind& kind, const Shape& shape, int seq
   task.scale = 0.125f;
   const int repeats = rows > 100 ? 7 : std::clamp(4 * turns, 25, 200);
   const double seconds = best_time(repeats, [&](int i) {
-    task.key_cache = keys.as<char>() + bytes * (i % turns);
-    task.value_cache = values.as<char>() + bytes * (i % turns);
+    task.key_cache = keys.as<char>() + key_bytes * (i % turns);
+    task.value_cache = values.as<char>() + value_bytes * (i % turns);
     attend(task);
   });
-  const double scale_bytes = kind.kind == CacheKind::int8 ? 4 : 0;
-  const double read =
-      2.0 * sequences * length * shape.kv_heads * (shape.D * element_size(kind.kind) + scale_bytes);
-  const double macs =
-      2.0 * sequences * shape.heads * shape.D * (double{1} * rows * past + 0.5 * rows * (rows + 1));
+  const double scale_bytes = kind.kind == CacheKind::int8 ? 8 : 0;
+  const double channels_of_both = shape.D + shape.value_D;
+  const double read = 1.0 * sequences * length * shape.kv_heads *
+                      (channels_of_both * element_size(kind.kind) + scale_bytes);
+  const double macs = 1.0 * sequences * shape.heads * channels_of_both *
+                      (double{1} * rows * past + 0.5 * rows * (rows + 1));
   const bool narrow = kind.kind != CacheKind::f32 && kind.kind != CacheKind::f16;
   const double peak = narrow && limits.bf16 > 0 ? limits.bf16 : limits.f32;
   const double limit = std::max(read / limits.read, peak > 0 ? macs / peak : 0);
@@ -179,7 +183,7 @@ int main(int argc, char** argv) {
   const Limits limits = measure_limits();
   printf("%s, %d threads: reads %.1f GB/s, f32 %.1f GMAC/s, bf16 %.1f GMAC/s\n", name(tier()),
          threads, limits.read / 1e9, limits.f32 / 1e9, limits.bf16 / 1e9);
-  const Shape llama = {32, 8, 64};
+  const Shape llama = {32, 8, 64, 64};
   for (const Kind& kind : kKinds) {
     if (!wanted.empty() && wanted != kind.name) continue;
     if (chosen("decode")) {
@@ -201,7 +205,8 @@ int main(int argc, char** argv) {
     }
   }
   if (part.empty()) {
-    for (const Shape& shape : {Shape{32, 8, 128}, Shape{32, 32, 64}, Shape{14, 2, 64}}) {
+    for (const Shape& shape : {Shape{32, 8, 128, 128}, Shape{32, 32, 64, 64}, Shape{14, 2, 64, 64},
+                               Shape{16, 16, 192, 128}}) {
       for (const int rows : {1, 5}) measure(limits, kKinds[0], shape, 1, 2048 - rows, rows);
       measure(limits, kKinds[0], shape, 1, 0, 512);
     }

@@ -62,6 +62,42 @@ void test_routing(int64_t E, int64_t k, int64_t T, bool ties) {
   }
 }
 
+// V3's choice: the best of the groups whose two best add up to most.
+void test_groups(int64_t E, int64_t groups, int64_t kept, int64_t group_best, int64_t k,
+                 bool ties) {
+  Random random(static_cast<uint32_t>(E + groups));
+  constexpr int64_t kRows = 100;
+  const int64_t size = E / groups;
+  std::vector<float> logits(kRows * E), bias(E), weights(kRows * k);
+  for (float& value : logits) {
+    value = ties ? static_cast<float>(random.below(3)) : 2 * random.normal();
+  }
+  for (float& value : bias) value = ties ? 0 : random.normal();
+  const Routing routing = {E,   k,           Score::sigmoid, false, 0,
+                           1.0, bias.data(), groups,         kept,  group_best};
+  std::vector<int32_t> chosen(kRows * k);
+  route(routing, logits.data(), kRows, chosen.data(), weights.data());
+  for (int64_t t = 0; t < kRows; ++t) {
+    std::vector<double> ranks(E), of_groups(groups), kept_ranks(E, -INFINITY);
+    for (int64_t e = 0; e < E; ++e) {
+      ranks[e] = 1 / (1 + exp(-static_cast<double>(logits[t * E + e]))) + bias[e];
+    }
+    for (int64_t g = 0; g < groups; ++g) {
+      std::vector<double> members(ranks.begin() + g * size, ranks.begin() + (g + 1) * size);
+      std::sort(members.rbegin(), members.rend());
+      of_groups[g] = std::accumulate(members.begin(), members.begin() + group_best, 0.0);
+    }
+    for (const int32_t g : best(of_groups, kept)) {
+      std::copy_n(ranks.begin() + g * size, size, kept_ranks.begin() + g * size);
+    }
+    const std::vector<int32_t> expected = best(kept_ranks, k);
+    for (int64_t j = 0; j < k; ++j) {
+      CHECK(chosen[t * k + j] == expected[j], "row %ld of %ld groups", static_cast<long>(t),
+            static_cast<long>(groups));
+    }
+  }
+}
+
 void test_rows_that_are_no_numbers() {
   const float logits[] = {NAN, 1, NAN, 3};
   int32_t chosen[4];
@@ -167,6 +203,12 @@ int main() {
       test_routing(E, E < 8 ? E : 8, 3, ties);
       test_routing(E, 1, 300, ties);
     }
+  }
+  for (const bool ties : {false, true}) {
+    test_groups(8, 4, 2, 1, 3, ties);
+    test_groups(12, 3, 2, 2, 8, ties);
+    test_groups(256, 8, 4, 2, 8, ties);
+    test_groups(16, 4, 4, 4, 16, ties);
   }
   test_rows_that_are_no_numbers();
   for (const Gating gating :

@@ -148,6 +148,8 @@ def rope_and_append(
     heads: int,
     kv_heads: int,
     D: int,
+    value_D: int,
+    rotary_begin: int,
     rotary_dim: int,
     interleaved: bool,
     cos: int,
@@ -166,10 +168,10 @@ def rope_and_append(
 ) -> None:
     """Norm and rotate q in place and k; store k and v in the cache at their slots.
 
-    q float32 [T, heads * D], k and v [T, kv_heads * D], cos and sin [T, rotary_dim / 2], norms [D], slots int64 [T],
-    caches [pages, kv_heads, page_size, D] of cache_kind "f32", "bf16", "f16", "fp8" or "int8"; scales float32
-    [kv_heads] for fp8, [pages, kv_heads, page_size] for int8, which are stored here too. ValueError where sizes
-    can't be.
+    q float32 [T, heads * D], k [T, kv_heads * D], v [T, kv_heads * value_D], cos and sin [T, rotary_dim / 2] for the
+    channels from rotary_begin on, norms [D], slots int64 [T], caches [pages, kv_heads, page_size, D or value_D] of
+    cache_kind "f32", "bf16", "f16", "fp8" or "int8"; scales float32 [kv_heads] for fp8, [pages, kv_heads, page_size]
+    for int8, which are stored here too. ValueError where sizes can't be.
     """
 
 def attend(
@@ -179,6 +181,7 @@ def attend(
     heads: int,
     kv_heads: int,
     D: int,
+    value_D: int,
     query_start: int,
     sequences: int,
     kv_len: int,
@@ -196,7 +199,7 @@ def attend(
     sinks: int,
     mask: int,
 ) -> None:
-    """softmax(scale q K^T) V over what each token sees, into out; q and out float32 [T, heads * D].
+    """softmax(scale q K^T) V over what each token sees, into out; q float32 [T, heads * D], out [T, heads * value_D].
 
     query_start int32 [sequences + 1], kv_len int32 [sequences], block_table int32 [sequences, max_pages], positions
     int64 [T], sinks float32 [heads], mask uint8 [T, T]; the rest as above. ValueError where lengths don't fit.
@@ -220,13 +223,17 @@ def route(
     normalize: bool,
     epsilon: float,
     scale: float,
+    groups: int,
+    kept_groups: int,
+    group_best: int,
     bias: int,
     chosen: int,
     weights: int,
 ) -> None:
     """Of logits float32 [T, experts] the best, int32 [T, top_k], best first, and their weights, float32 [T, top_k].
 
-    bias float32 [experts] is added for the choice alone.
+    bias float32 [experts] is added for the choice alone. They are `groups` of neighbours; the choice is among those of
+    the kept_groups whose group_best best experts add up to most. ValueError where numbers can't be.
     """
 
 def argmax(x: int, R: int, V: int, columns: int) -> None:

@@ -141,6 +141,17 @@ def test_groups_and_bytes():
     assert pages.layers[0].k_scale.tolist() == [1, 2] and pages.layers[1].k_scale is None
 
 
+@pytest.mark.parametrize(("dtype", "nbytes"), [("bf16", 2 * 2), ("int8", 2 * 1)])
+def test_values_may_have_a_width_of_their_own(dtype, nbytes):
+    pages = KVCache([CacheLayer(3, 24, dtype, value_width=12)], 10)
+    pages.append(0, 1)
+    (layer,) = pages.layers
+    assert layer.keys.shape == (8, 3, PAGE_SIZE, 24) and layer.values.shape == (8, 3, PAGE_SIZE, 12)
+    assert pages.token_bytes == 3 * (36 * nbytes // 2 + (8 if dtype == "int8" else 0))
+    assert pages.nbytes == 8 * PAGE_SIZE * pages.token_bytes
+    assert len(pages.groups) == 1 and CacheLayer(3, 24, "bf16") == CacheLayer(3, 24, "bf16", value_width=24)
+
+
 @pytest.mark.parametrize(
     "layer",
     [

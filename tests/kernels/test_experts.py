@@ -55,6 +55,38 @@ def test_routing_by_hand(ops, routing, bias, experts, weights):
     assert (chosen.experts.dtype, chosen.weights.dtype) == (np.int32, np.float32)
 
 
+GROUPS = row(3, -5, 2, 1.5, 2.5, -1, 1.9, 1.4)  # sigmoids .953 .007 | .881 .818 | .924 .269 | .870 .802
+
+
+@pytest.mark.parametrize(
+    ("group_best", "bias", "experts", "weights"),
+    [
+        (1, None, [0, 4, 5], [0.952574, 0.924142, 0.268941]),
+        (2, None, [2, 6, 3], [0.880797, 0.869892, 0.817574]),
+        (2, 2.0, [1, 0, 2], [0.006693, 0.952574, 0.880797]),
+    ],
+)
+def test_only_the_best_groups_are_chosen_from(ops, group_best, bias, experts, weights):
+    """Two of four: by their best, by the sum of their two best, and with a bias for the second expert."""
+    routing = Routing(3, "sigmoid", normalize=False, groups=4, kept_groups=2, group_best=group_best)
+    vector = None if bias is None else ops.vector([0, bias, 0, 0, 0, 0, 0, 0])
+    chosen = ops.route(routing, vector)(GROUPS)
+    assert chosen.experts.tolist() == [experts]
+    np.testing.assert_allclose(chosen.weights, [weights], atol=1e-6)
+
+
+@pytest.mark.parametrize(("E", "groups", "kept", "group_best"), [(8, 4, 2, 1), (160, 8, 3, 1), (256, 8, 4, 2)])
+def test_both_back_ends_keep_the_same_groups(E, groups, kept, group_best):
+    logits, bias = random(300, E, seed=E) * 3, random(E, seed=1)
+    logits[:50] = np.rint(logits[:50])  # ties
+    bias[: E // 2] = 0
+    routing = Routing(4, "sigmoid", groups=groups, kept_groups=kept, group_best=group_best)
+    expected, found = (ops.route(routing, ops.vector(bias))(logits) for ops in OPS)
+    np.testing.assert_array_equal(found.experts, expected.experts)
+    np.testing.assert_allclose(found.weights, expected.weights, rtol=1e-7)
+    assert all(len(set(of_row)) <= kept for of_row in (expected.experts // (E // groups)).tolist())
+
+
 def test_of_equals_the_lower_number_is_chosen(ops):
     chosen = ops.route(Routing(3), None)(row(0, 1, 1, -2, 1, 1))
     assert chosen.experts.tolist() == [[1, 2, 4]]
@@ -94,7 +126,10 @@ def test_more_experts_than_there_are():
     with pytest.raises(ValueError, match="of 3 experts 4 can't be chosen"):
         CpuOps().route(Routing(4), None)(row(1, 2, 3))
     with pytest.raises(ValueError, match="softmax or sigmoid"):
-        _native.route(0, 0, 3, 1, "tanh", True, 0.0, 1.0, 0, 0, 0)
+        _native.route(0, 0, 3, 1, "tanh", True, 0.0, 1.0, 1, 1, 1, 0, 0, 0)
+    for groups, kept, best in ((2, 1, 1), (0, 1, 1), (3, 4, 1), (3, 0, 1), (3, 1, 2), (3, 1, 1)):
+        with pytest.raises(ValueError, match="can't be chosen from"):
+            _native.route(0, 0, 3, 2, "softmax", True, 0.0, 1.0, groups, kept, best, 0, 0, 0)
 
 
 # ---- gates

@@ -33,7 +33,13 @@ def random(*shape, seed=0):
 def cache_for(spec, dtype="f32", pages=64):
     heads = spec.kv_heads
     scales = ((2.0**-6,) * heads, tuple(0.01 + 0.01 * i for i in range(heads))) if dtype == "fp8" else (None, None)
-    return KVCache([CacheLayer(heads, spec.head_dim, dtype, spec.window, *scales)], pages)
+    layer = CacheLayer(heads, spec.head_dim, dtype, spec.window, *scales, value_width=spec.value_dim)
+    return KVCache([layer], pages)
+
+
+def sizes_of(spec):
+    """Widths of q, k and v."""
+    return spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim, spec.kv_heads * spec.value_dim
 
 
 def attend(ops, spec, cache, batch, q, k, v, rounded=False):
@@ -101,6 +107,21 @@ def test_take_and_copy_make_new_arrays(ops):
     assert taken.any() and copy.any()
 
 
+def test_cut_and_with_shared_by_hand(ops):
+    x = np.arange(12, dtype=np.float32).reshape(2, 6)
+    assert ops.cut(x, 1, 3).tolist() == [[1, 2], [7, 8]]
+    heads = ops.cut(x, 1, 3, 2)
+    assert heads.tolist() == [[1, 2, 4, 5], [7, 8, 10, 11]]
+    joined = ops.with_shared(heads, np.array([[50], [60]], np.float32), 2)
+    assert joined.tolist() == [[1, 2, 50, 4, 5, 50], [7, 8, 60, 10, 11, 60]]
+    x[:] = 0
+    assert heads.any() and joined.flags.c_contiguous and joined.dtype == np.float32
+    assert ops.cut(random(0, 6), 0, 2, 3).shape == (0, 6) and ops.with_shared(random(0, 6), random(0, 2), 3).shape == (
+        0,
+        12,
+    )
+
+
 # ---- rotation
 
 
@@ -111,8 +132,13 @@ def test_take_and_copy_make_new_arrays(ops):
         (Rope((1.0, 0.01), interleaved=True), [-1.142640, 1.922076, 2.959851, 4.029800]),
         (Rope((1.0,)), [1 * math.cos(1) - 2 * math.sin(1), 2 * math.cos(1) + math.sin(1), 3, 4]),
         (Rope((1.0, 0.01), factor=2.0), [2 * -1.984111, 2 * 1.959901, 2 * 2.462378, 2 * 4.019800]),
+        (Rope((1.0,), begin=2), [1, 2, 3 * math.cos(1) - 4 * math.sin(1), 4 * math.cos(1) + 3 * math.sin(1)]),
+        (
+            Rope((1.0,), interleaved=True, begin=1),
+            [1, 2 * math.cos(1) - 3 * math.sin(1), 3 * math.cos(1) + 2 * math.sin(1), 4],
+        ),
     ],
-    ids=["half", "interleaved", "partial", "factor"],
+    ids=["half", "interleaved", "partial", "factor", "last", "between"],
 )
 def test_rotation_by_hand(ops, rope, expected):
     spec = AttentionSpec(1, 1, 4, rope, 1.0)
@@ -206,6 +232,8 @@ SPECS = {
     "gqa": AttentionSpec(6, 2, 64, Rope(tuple(0.5**i for i in range(32))), 0.125),
     "mqa-odd": AttentionSpec(5, 1, 20, Rope((1.0, 0.1, 0.01), interleaved=True), 0.25),
     "window": AttentionSpec(4, 2, 32, Rope((1.0,) * 16), 0.25, window=37),
+    "latents": AttentionSpec(4, 4, 24, Rope((1.0, 0.3, 0.1, 0.01), 1.5, True, begin=16), 0.25, value_dim=12),
+    "wide-values": AttentionSpec(3, 1, 20, Rope((1.0, 0.1), begin=5), 0.25, value_dim=70),
     "sinks": AttentionSpec(4, 2, 32, Rope((1.0,) * 16), 0.25, window=70, sinks=random(4, seed=9)),
 }
 # Steps of (sequence, new tokens): beyond the native blocks of 64 and chunks of 256 entries.
@@ -220,8 +248,7 @@ def play(ops, spec, dtype, steps):
     cache = cache_for(spec, dtype)
     inputs = {}
     for sequence in (0, 1, 2):
-        sizes = (spec.heads * spec.head_dim, *[spec.kv_heads * spec.head_dim] * 2)
-        inputs[sequence] = [random(400, size, seed=10 * sequence + i) for i, size in enumerate(sizes)]
+        inputs[sequence] = [random(400, size, seed=10 * sequence + i) for i, size in enumerate(sizes_of(spec))]
         assert max(abs(x).max() for x in inputs[sequence]) < LARGEST
     outputs = {0: [], 1: [], 2: []}
     for step in steps:
@@ -276,16 +303,14 @@ def test_what_a_token_does_not_see_may_be_anything(ops, name):
     cache.append(5, 40)
     cache.layers[0].keys[:] = np.nan
     cache.layers[0].values[:] = np.nan
-    sizes = (spec.heads * spec.head_dim, *[spec.kv_heads * spec.head_dim] * 2)
-    q, k, v = (random(400, size, seed=i)[:90] for i, size in enumerate(sizes))
+    q, k, v = (random(400, size, seed=i)[:90] for i, size in enumerate(sizes_of(spec)))
     out, _ = attend(ops, spec, cache, cache.batch([Part(0, [0] * 90)]), q, k, v, rounded=True)
     np.testing.assert_array_equal(out, clean)
 
 
 def test_a_mask_shows_each_token_its_ancestors(ops):
     spec = SPECS["gqa"]
-    sizes = (spec.heads * spec.head_dim, *[spec.kv_heads * spec.head_dim] * 2)
-    q, k, v = (random(75, size, seed=i) for i, size in enumerate(sizes))
+    q, k, v = (random(75, size, seed=i) for i, size in enumerate(sizes_of(spec)))
     # Rows 70..74 are a tree on a prefix of 70: 70 - 71 - 72 and 70 - 73 - 74.
     branch = [*range(71), 73, 74]
     expected_cache, cache = cache_for(spec), cache_for(spec)

@@ -44,6 +44,8 @@ def kernel(backend: str, op: str) -> Kernel:
 
 
 def param(need: Need, tensors: dict[str, np.ndarray], backend: str, ops: Any) -> Any:
+    if need.kind == "other":
+        return ops.vector(tensors[need.name])
     name = need.name if f"{need.name}.weight" in tensors else need.tied_to
     weight = tensors[f"{name}.weight"]
     assert weight.shape == need.shape, need

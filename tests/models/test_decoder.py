@@ -18,6 +18,9 @@ FOLDERS = {
     "mixtral-f32": "mixtral",
     "qwen2-moe-f32": "qwen2_moe",
     "qwen3-moe-f32": "qwen3_moe",
+    "deepseek-v2-f32": "deepseek_v2",
+    "deepseek-v2-lite-f32": "deepseek_v2",
+    "deepseek-v3-f32": "deepseek_v3",
 }
 
 

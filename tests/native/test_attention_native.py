@@ -53,6 +53,7 @@ class Cache:
     page_size: int
     lengths: list[int]
     seed: int = 0
+    value_D: int = 0  # that of keys where it is 0
     k: np.ndarray = field(init=False)
     v: np.ndarray = field(init=False)
 
@@ -64,12 +65,13 @@ class Cache:
         self.block_table = np.full((len(pages), max(pages + [1])), -1, np.int32)
         for s, n in enumerate(pages):
             self.block_table[s, :n], order = order[:n], order[n:]
-        shape = (total, self.kv_heads, self.page_size, self.D)
+        self.value_D = self.value_D or self.D
+        shape = (total, self.kv_heads, self.page_size)
         with np.errstate(invalid="ignore"):
-            self.k = np.full(shape, np.nan).astype(DTYPES[self.kind]).view(RAW[self.kind])
-        self.v = self.k.copy()
+            nan = np.array(np.nan).astype(DTYPES[self.kind]).view(RAW[self.kind])
+        self.k, self.v = np.full((*shape, self.D), nan), np.full((*shape, self.value_D), nan)
         if self.kind == "int8":
-            self.k_scale, self.v_scale = np.full((2, *shape[:3]), np.nan, np.float32)
+            self.k_scale, self.v_scale = np.full((2, *shape), np.nan, np.float32)
         elif self.kind == "fp8":
             self.k_scale = rng.uniform(0.01, 0.05, self.kv_heads).astype(np.float32)
             self.v_scale = rng.uniform(0.01, 0.05, self.kv_heads).astype(np.float32)
@@ -83,7 +85,7 @@ class Cache:
         return array[self.block_table[s, j // self.page_size], :, j % self.page_size]
 
     def write(self, s, j, k, v):
-        """k and v: [kv_heads, D], rounded here as the format defines it."""
+        """k [kv_heads, D] and v [kv_heads, value_D], rounded here as the format defines it."""
         for array, value, scale in ((self.k, k, self.k_scale), (self.v, v, self.v_scale)):
             if self.kind == "int8":
                 self.entry(scale, s, j)[:] = abs(value).max(1) / 127
@@ -93,7 +95,7 @@ class Cache:
             self.entry(array, s, j)[:] = value.astype(np.float32).astype(DTYPES[self.kind]).view(RAW[self.kind])
 
     def read(self, s, j):
-        """The entry's key and value in float64, [kv_heads, D] each."""
+        """The entry's key and value in float64, [kv_heads, D] and [kv_heads, value_D]."""
         out = []
         for array, scale in ((self.k, self.k_scale), (self.v, self.v_scale)):
             value = self.entry(array, s, j).view(DTYPES[self.kind]).astype(np.float64)
@@ -122,12 +124,12 @@ class Batch:
         return np.cumsum([0] + [rows for _, rows in self.sequences]).astype(np.int32)
 
     def run(self):
-        out = np.full_like(self.q, np.nan)
+        out = np.full((len(self.q), self.heads * self.cache.value_D), np.nan, np.float32)
         kv_len = np.array([past + rows for past, rows in self.sequences], np.int32)
         starts = self.starts
         c = self.cache
         _native.attend(
-            address(self.q), address(out), len(self.q), self.heads, c.kv_heads, c.D, address(starts),
+            address(self.q), address(out), len(self.q), self.heads, c.kv_heads, c.D, c.value_D, address(starts),
             len(self.sequences), address(kv_len), address(c.block_table), c.block_table.shape[1],
             address(self.positions), address(c.k), address(c.v), c.page_size, c.kind, address(c.k_scale),
             address(c.v_scale), self.scale, self.window, address(self.sinks), address(self.mask),
@@ -148,7 +150,7 @@ class Batch:
     def definition(self):
         """What each row must be, in float64, and how far the tier's rounding may be from it."""
         c, starts = self.cache, self.starts
-        out = np.zeros((len(self.q), self.heads, c.D))
+        out = np.zeros((len(self.q), self.heads, c.value_D))
         bound = np.zeros_like(out)
         group = self.heads // c.kv_heads
         query = self.scaled_query()
@@ -184,7 +186,7 @@ class Batch:
                     # An exponential (itself good to 2^-18) is rounded where it weighs and where it is summed.
                     relative += 2 * (EPS_BF16 + 2.0**-18)
                 bound[t] = np.einsum("jh,jhd->hd", weights, abs(v)) * relative[:, None] + 1e-36
-        return out.reshape(self.q.shape), bound.reshape(self.q.shape)
+        return out.reshape(len(out), -1), bound.reshape(len(out), -1)
 
     def check(self):
         out = self.run()
@@ -194,12 +196,12 @@ class Batch:
         return out
 
 
-def make_batch(sequences, *, kind="f32", heads=4, kv_heads=2, D=32, page_size=16, seed=0, **options):
+def make_batch(sequences, *, kind="f32", heads=4, kv_heads=2, D=32, value_D=0, page_size=16, seed=0, **options):
     rng = np.random.default_rng(seed)
-    cache = Cache(kind, kv_heads, D, page_size, [past + rows for past, rows in sequences], seed)
+    cache = Cache(kind, kv_heads, D, page_size, [past + rows for past, rows in sequences], seed, value_D)
     for s, (past, rows) in enumerate(sequences):
         for j in range(past + rows):
-            k, v = rng.standard_normal((2, kv_heads, D))
+            k, v = rng.standard_normal((kv_heads, D)), rng.standard_normal((kv_heads, cache.value_D))
             cache.write(s, j, k, v)
     T = sum(rows for _, rows in sequences)
     q = rng.standard_normal((T, heads * D)).astype(np.float32)
@@ -216,6 +218,26 @@ MIXED = [(0, 1), (5, 1), (63, 2), (64, 1), (0, 0), (255, 7), (300, 40), (0, 70)]
 )
 def test_matches_the_definition(kind, heads, kv_heads, D):
     make_batch(MIXED[:6], kind=kind, heads=heads, kv_heads=kv_heads, D=D, scale=D**-0.5).check()
+
+
+@pytest.mark.parametrize("kind", DTYPES)
+@pytest.mark.parametrize(
+    "heads, kv_heads, D, value_D", [(4, 4, 24, 12), (6, 2, 192, 128), (12, 1, 48, 80), (3, 3, 17, 40), (2, 1, 33, 16)]
+)
+def test_values_may_have_a_width_of_their_own(kind, heads, kv_heads, D, value_D):
+    shape = {"kind": kind, "heads": heads, "kv_heads": kv_heads, "D": D, "value_D": value_D, "scale": D**-0.5}
+    whole = make_batch(MIXED[:6], **shape)
+    expected = whole.check()
+    assert expected.shape == (len(whole.q), heads * value_D)
+    _native.set_thread_count(3)
+    assert np.array_equal(whole.run(), expected)
+    alone = make_batch([(0, 90)], **shape)
+    rows = alone.check()
+    for begin, end in ((0, 1), (37, 38), (40, 45), (89, 90)):
+        part = Batch(
+            [(begin, end - begin)], heads, alone.cache, alone.q[begin:end], alone.positions[begin:end], scale=D**-0.5
+        )
+        assert np.array_equal(part.run(), rows[begin:end])
 
 
 @pytest.mark.parametrize("rows", [1, 2, 15, 16, 17, 64, 65, 300])
@@ -401,10 +423,12 @@ def test_refuses_what_cannot_be():
 # The cache's rounding, and rotary embedding.
 
 
-def append(cache, q, k, v, slots, cos, sin, *, interleaved=False, q_norm=None, k_norm=None, eps=1e-6, offset=0.0):
+def append(cache, q, k, v, slots, cos, sin, *, interleaved=False, begin=0, q_norm=None, k_norm=None,
+           eps=1e-6, offset=0.0):  # fmt: skip
     T, heads = len(k), q.shape[1] // cache.D
     _native.rope_and_append(
-        address(q), address(k), address(v), T, heads, cache.kv_heads, cache.D, 2 * cos.shape[1], interleaved,
+        address(q), address(k), address(v), T, heads, cache.kv_heads, cache.D, cache.value_D, begin,
+        2 * cos.shape[1], interleaved,
         address(cos), address(sin), address(q_norm), address(k_norm), eps, offset, address(slots), address(cache.k),
         address(cache.v), cache.page_size, cache.kind, address(cache.k_scale), address(cache.v_scale),
     )  # fmt: skip
@@ -519,11 +543,14 @@ def test_every_16_bit_code_is_read_as_its_value(kind):
     assert not np.any(np.isfinite(out[~finite]))
 
 
-def rotated(x, cos, sin, interleaved):
-    """x: float64 [T, heads, D]; cos and sin [T, rotary_dim / 2]."""
-    r = 2 * cos.shape[1]
+def rotated(x, cos, sin, interleaved, begin):
+    """x: float64 [T, heads, D]; cos and sin [T, rotary_dim / 2], for the channels from `begin` on."""
+    half = cos.shape[1]
+    end = begin + 2 * half
     out = x.copy()
-    a, b = (slice(0, r, 2), slice(1, r, 2)) if interleaved else (slice(0, r // 2), slice(r // 2, r))
+    a, b = slice(begin, begin + half), slice(begin + half, end)
+    if interleaved:
+        a, b = slice(begin, end, 2), slice(begin + 1, end, 2)
     out[..., a] = x[..., a] * cos[:, None] - x[..., b] * sin[:, None]
     out[..., b] = x[..., b] * cos[:, None] + x[..., a] * sin[:, None]
     return out
@@ -535,16 +562,22 @@ def normed(x, weight, eps, offset):
 
 @pytest.mark.parametrize("norm", [False, True])
 @pytest.mark.parametrize("interleaved", [False, True])
-@pytest.mark.parametrize("D, rotary_dim", [(64, 64), (80, 32), (40, 40), (24, 6), (17, 10), (256, 64), (16, 0)])
-def test_rope_and_norms(D, rotary_dim, interleaved, norm):
+@pytest.mark.parametrize(
+    "D, begin, rotary_dim, value_D",
+    [
+        (64, 0, 64, 64), (80, 0, 32, 80), (40, 0, 40, 40), (24, 0, 6, 24), (17, 0, 10, 17), (256, 0, 64, 256),
+        (16, 0, 0, 16), (192, 128, 64, 128), (24, 16, 8, 12), (41, 3, 36, 50), (20, 20, 0, 20),
+    ],
+)  # fmt: skip
+def test_rope_and_norms(D, begin, rotary_dim, value_D, interleaved, norm):
     rng = np.random.default_rng(D)
     T, heads, kv_heads, offset, eps = 5, 6, 2, 1.0, 1e-5
     q = rng.standard_normal((T, heads * D)).astype(np.float32)
-    k, v = rng.standard_normal((2, T, kv_heads * D)).astype(np.float32)
+    k, v = (rng.standard_normal((T, kv_heads * width)).astype(np.float32) for width in (D, value_D))
     angle = rng.uniform(-3, 3, (T, rotary_dim // 2))
     cos, sin = np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
     q_norm, k_norm = rng.standard_normal((2, D)).astype(np.float32) if norm else (None, None)
-    cache = Cache("f32", kv_heads, D, 3, [T])
+    cache = Cache("f32", kv_heads, D, 3, [T], value_D=value_D)
     slots = np.array([cache.slot(0, j) for j in range(T)], np.int64)
     expected = []
     for x, weight in ((q, q_norm), (k, k_norm)):
@@ -552,10 +585,10 @@ def test_rope_and_norms(D, rotary_dim, interleaved, norm):
         if norm:
             x = normed(x, weight.astype(np.float64), eps, offset)
         size = np.abs(x) + np.sqrt((x**2).sum(-1, keepdims=True))
-        expected.append((rotated(x, cos.astype(np.float64), sin.astype(np.float64), interleaved), size))
+        expected.append((rotated(x, cos.astype(np.float64), sin.astype(np.float64), interleaved, begin), size))
     k_before = k.copy()
-    append(cache, q, k, v, slots, cos, sin, interleaved=interleaved, q_norm=q_norm, k_norm=k_norm, eps=eps,
-           offset=offset)  # fmt: skip
+    append(cache, q, k, v, slots, cos, sin, interleaved=interleaved, begin=begin, q_norm=q_norm, k_norm=k_norm,
+           eps=eps, offset=offset)  # fmt: skip
     assert np.array_equal(k, k_before)
     stored_k = np.array([cache.entry(cache.k, 0, j) for j in range(T)])
     stored_v = np.array([cache.entry(cache.v, 0, j) for j in range(T)])
@@ -604,6 +637,15 @@ def test_append_refuses_what_cannot_be():
         append(cache, x, x, x, np.array([-1]), none, none)
     with pytest.raises(ValueError, match="rotary_dim"):
         append(cache, x, x, x, np.array([0]), np.zeros((1, 9), np.float32), np.zeros((1, 9), np.float32))
+    for begin in (-1, 17, 9):
+        with pytest.raises(ValueError, match="rotary_"):
+            append(
+                cache, x, x, x, np.array([0]), np.zeros((1, 4), np.float32), np.zeros((1, 4), np.float32), begin=begin
+            )
+    cache.value_D = 1025
+    with pytest.raises(ValueError, match="width of values 1025"):
+        append(cache, x, x, x, np.array([0]), none, none)
+    cache.value_D = 16
     cache.kind = "int4"
     with pytest.raises(ValueError, match="int4"):
         append(cache, x, x, x, np.array([0]), none, none)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from fewbits.kernels.arithmetic import Dot
 from fewbits.kernels.batch import CacheLayer
-from fewbits.models.decoder import AttentionConfig
+from fewbits.models.attention import AnyAttention
 from fewbits.plan import LoadPlan, Row
 
 
@@ -88,8 +88,8 @@ def _seen_by_pass(sequence: Span, window: int) -> int:
     return min(sequence.entries, sequence.new + window - 1) if window else sequence.entries
 
 
-def _attention_macs(config: AttentionConfig, sequence: Span) -> int:
+def _attention_macs(config: AnyAttention, sequence: Span) -> int:
     """Of q k and of the weights times v, over what each token sees."""
     first = sequence.entries - sequence.new + 1
     seen = sum(min(entries, config.window or entries) for entries in range(first, sequence.entries + 1))
-    return 2 * config.heads * config.head_dim * seen
+    return config.heads * (config.head_dim + config.value_dim) * seen

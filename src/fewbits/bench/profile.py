@@ -33,7 +33,8 @@ from fewbits.models.decoder import Decoder, Output
 # activation are computed in the call that takes their rows in.
 OPERATIONS = {
     "embedding": ("embed_tokens",),
-    "norm, qkv": ("q_proj", "k_proj", "v_proj", "g_proj"),
+    "norm, qkv": ("q_proj", "k_proj", "v_proj", "g_proj", "q_a_proj", "kv_a_proj_with_mqa"),
+    "norm, q, kv from latents": ("q_b_proj", "kv_b_proj"),
     "rope, append": (),
     "attend": (),
     "o": ("o_proj",),
@@ -87,7 +88,7 @@ class _TimedOps:
         self.name, self.vector, self.begin, self.take, self.copy = ops.name, ops.vector, ops.begin, ops.take, ops.copy
         self.norm, self.gate, self.argmax = ops.norm, ops.gate, ops.argmax
         self.scale_by_sigmoid, self.add, self.computed = ops.scale_by_sigmoid, ops.add, ops.computed
-        self.beside = ops.beside
+        self.cut, self.beside, self.with_shared = ops.cut, ops.beside, ops.with_shared
 
     def attention(self, spec: AttentionSpec) -> Attention:
         return _TimedAttention(self._ops.attention(spec), self._clock)

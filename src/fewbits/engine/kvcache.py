@@ -3,7 +3,7 @@
 A page id means the same page in the arrays of every layer, so one block table serves them all:
 
     page id        0    1    2    3    4    5 …                       layer 0  keys [pages, heads, 16, width]
-    sequence 7     ^         ^                   entries 0-15, 16-…            values
+    sequence 7     ^         ^                   entries 0-15, 16-…            values, of their own width
     sequence 9          ^         ^    ^                              layer 1  …
 
 Arrays grow by doubling up to `max_pages`. Nothing here knows requests, prompts or scheduling.
@@ -12,7 +12,7 @@ Arrays grow by doubling up to `max_pages`. Nothing here knows requests, prompts 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -69,7 +69,7 @@ class KVCache:
         """Layers by what they keep (scales apart): heads, width, dtype and window."""
         groups: dict[CacheLayer, list[int]] = {}
         for index, spec in enumerate(self.specs):
-            same = CacheLayer(spec.heads, spec.width, spec.dtype, spec.window, kind=spec.kind)
+            same = replace(spec, k_scale=None, v_scale=None)
             groups.setdefault(same, []).append(index)
         return groups
 
@@ -208,17 +208,16 @@ class KVCache:
         self._pages = pages
 
     def _empty(self, spec: CacheLayer) -> LayerCache:
-        shape = (0, spec.heads, self.page_size, spec.width)
+        shape = (0, spec.heads, self.page_size)
         stored = _STORED[spec.dtype]
         scales = [None if scale is None else np.array(scale, np.float32) for scale in (spec.k_scale, spec.v_scale)]
         for scale in scales:
             if (spec.dtype == "fp8") != (scale is not None) or (scale is not None and scale.shape != (spec.heads,)):
                 raise ValueError("fp8 layers, and only they, have one k_scale and one v_scale per head")
         if spec.dtype == "int8":
-            scales = [np.empty(shape[:3], np.float32) for _ in scales]
-        return LayerCache(
-            np.empty(shape, stored), np.empty(shape, stored), spec.dtype, self.page_size, scales[0], scales[1]
-        )
+            scales = [np.empty(shape, np.float32) for _ in scales]
+        keys, values = (np.empty((*shape, width), stored) for width in (spec.width, spec.value_width))
+        return LayerCache(keys, values, spec.dtype, self.page_size, scales[0], scales[1])
 
 
 def _grown(array: NDArray[Any], pages: int) -> NDArray[Any]:

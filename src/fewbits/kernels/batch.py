@@ -3,8 +3,9 @@
 A cache is pages of `page_size` entries. Sequence s owns the pages `block_table[s]`, in order; its entry j
 (the key and value of its j-th token) lies in page block_table[s, j // page_size], row j % page_size:
 
-    keys, values  [pages, kv_heads, page_size, head_dim]
-    slot          page * page_size + row
+    keys    [pages, kv_heads, page_size, head_dim]
+    values  [pages, kv_heads, page_size, value_dim]
+    slot    page * page_size + row
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class CacheLayer:
-    """What one attention layer keeps: per token `heads` keys and values of `width` numbers.
+    """What one attention layer keeps: per token `heads` keys of `width` numbers and values of `value_width`, by default
+    as many.
 
     `window` is how far back the layer looks (0: everything). `k_scale`, `v_scale` are set for fp8: one
     multiplier per head; int8 has one per token and head, which the cache computes and keeps. Layers that are
@@ -57,11 +59,15 @@ class CacheLayer:
     k_scale: tuple[float, ...] | None = None
     v_scale: tuple[float, ...] | None = None
     kind: Literal["kv"] = "kv"
+    value_width: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "value_width", self.value_width or self.width)
 
     @property
     def token_bytes(self) -> int:
-        scale_bytes = 4 if self.dtype == "int8" else 0
-        return 2 * self.heads * (self.width * CACHE_BYTES[self.dtype] + scale_bytes)
+        scale_bytes = 2 * 4 if self.dtype == "int8" else 0
+        return self.heads * ((self.width + self.value_width) * CACHE_BYTES[self.dtype] + scale_bytes)
 
 
 @dataclass(slots=True, eq=False)

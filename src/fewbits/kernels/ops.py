@@ -20,6 +20,9 @@ from fewbits.kernels.rope import Rope
 Array = Any  # an activation or a weight vector: whatever the back end's arrays are
 
 
+ActivationName = Literal["silu", "swiglu_oai"]
+
+
 @dataclass(frozen=True, slots=True)
 class Activation:
     """How gate and up become one. A `limit` other than 0 bounds factors from above, and up from below too.
@@ -28,7 +31,7 @@ class Activation:
     limit is for gate and up, before anything else.
     """
 
-    name: Literal["silu", "swiglu_oai"] = "silu"
+    name: ActivationName = "silu"
     limit: float = 0.0
 
 
@@ -39,6 +42,9 @@ class Routing:
     The `top_k` best scores (softmax or sigmoid of the logits) are chosen, of equals the lower number; where there is a
     bias, it is added for the choice alone. A weight is its score, divided by `epsilon` plus the sum of those chosen
     where `normalize`, times `scale`.
+
+    Experts are `groups` of neighbours: only those of the `kept_groups` best are chosen, a group being as good as the
+    sum of its `group_best` best experts, bias included; of equals the lower number again.
     """
 
     top_k: int
@@ -46,6 +52,9 @@ class Routing:
     normalize: bool = True
     epsilon: float = 0.0
     scale: float = 1.0
+    groups: int = 1
+    kept_groups: int = 1
+    group_best: int = 1
 
 
 class Chosen(NamedTuple):
@@ -78,7 +87,8 @@ class Experts(Protocol):
 class AttentionSpec:
     """One layer's attention: grouped queries, rotary embedding, optional per-head norms, window and sinks.
 
-    Query head h reads key/value head h // (heads / kv_heads). `window`: a token sees an entry only if its
+    Query head h reads key/value head h // (heads / kv_heads). Values are `value_dim` wide, by default as keys are.
+    `window`: a token sees an entry only if its
     position is less than `window` away, 0 for no limit. `q_norm`, `k_norm` (vectors [head_dim]) are RMS norms
     of each head before the rotation. `sinks` (vector [heads]) are logits that take part in the softmax
     without a value.
@@ -95,16 +105,22 @@ class AttentionSpec:
     norm_eps: float = 0.0
     norm_offset: float = 0.0
     sinks: Array | None = None
+    value_dim: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "value_dim", self.value_dim or self.head_dim)
 
 
 class Attention(Protocol):
-    """An `AttentionSpec`, bound. `q` is [T, heads x head_dim], `k` and `v` are [T, kv_heads x head_dim]."""
+    """An `AttentionSpec`, bound. `q` is [T, heads x head_dim], `k` [T, kv_heads x head_dim], `v` [T, kv_heads x
+    value_dim].
+    """
 
     def rope_and_append(self, q: Array, k: Array, v: Array, step: Any, cache: LayerCache) -> None:
         """Norm and rotate q (in place) and k; store k and v, rounded to the cache's dtype, at their slots."""
 
     def attend(self, q: Array, step: Any, cache: LayerCache) -> Array:
-        """softmax(scale q K^T) V over what each token sees: [T, heads x head_dim]."""
+        """softmax(scale q K^T) V over what each token sees: [T, heads x value_dim]."""
 
 
 class Ops(Protocol):
@@ -150,6 +166,12 @@ class Ops(Protocol):
         """Rows of x as a new array; `rows` is int64 [R]."""
 
     def copy(self, x: Array) -> Array: ...
+
+    def cut(self, x: Array, begin: int, end: int, heads: int = 1) -> Array:
+        """Channels [begin, end) of each of the `heads` equal parts of a row of x: a new array [T, heads x width]."""
+
+    def with_shared(self, x: Array, shared: Array, heads: int) -> Array:
+        """Each of the `heads` equal parts of a row of x and behind it the whole row of `shared`, as a new array."""
 
     def argmax(self, logits: Array) -> Any:
         """int64 [R]: of each row of logits [R, V] the first NaN, or else the first of the largest."""

@@ -13,13 +13,14 @@ from numpy.typing import NDArray
 class Rope:
     """Angles are position x inv_freq[i]; cosine and sine are multiplied by `factor`.
 
-    The first 2 x len(inv_freq) channels of a head are rotated, the rest pass through. Pairs are (i, i +
-    half), or (2i, 2i + 1) when `interleaved`.
+    2 x len(inv_freq) channels of a head, from channel `begin` on, are rotated; the rest pass through. Pairs are (i, i +
+    half), or (2i, 2i + 1) when `interleaved`, from there on.
     """
 
     inv_freq: tuple[float, ...]
     factor: float = 1.0
     interleaved: bool = False
+    begin: int = 0
 
     @property
     def rotary_dim(self) -> int:

@@ -7,7 +7,19 @@ from dataclasses import dataclass, replace
 
 from fewbits.checkpoint.config import Config
 from fewbits.errors import PlanError
-from fewbits.models import eagle3, gpt_oss, llama, mistral, mixtral, qwen2, qwen2_moe, qwen3, qwen3_moe, step3p5
+from fewbits.models import (
+    deepseek,
+    eagle3,
+    gpt_oss,
+    llama,
+    mistral,
+    mixtral,
+    qwen2,
+    qwen2_moe,
+    qwen3,
+    qwen3_moe,
+    step3p5,
+)
 from fewbits.models.decoder import DecoderConfig
 from fewbits.models.eagle3 import Eagle3Config
 
@@ -31,6 +43,14 @@ FAMILIES = (
     Family("qwen3_moe", ("Qwen3MoeForCausalLM",), ("qwen3_moe",), qwen3_moe.configure),
     Family("mixtral", ("MixtralForCausalLM",), ("mixtral",), mixtral.configure),
     Family("gpt_oss", ("GptOssForCausalLM",), ("gpt_oss",), gpt_oss.configure),
+    Family("deepseek_v2", ("DeepseekV2ForCausalLM",), ("deepseek_v2",), deepseek.configure_v2),
+    # V3.2 is named to be refused with its reason.
+    Family(
+        "deepseek_v3",
+        ("DeepseekV3ForCausalLM", "DeepseekV32ForCausalLM"),
+        ("deepseek_v3", "deepseek_v32"),
+        deepseek.configure_v3,
+    ),
     Family("step3p5", ("Step3p5ForCausalLM",), ("step3p5",), step3p5.configure),
 )
 EAGLE3 = Family("eagle3", eagle3.ARCHITECTURES, (), eagle3.configure)  # reads a target's states: runs beside it alone

@@ -8,7 +8,8 @@ from typing import Any
 from fewbits.checkpoint.config import Config, shorten
 from fewbits.errors import PlanError
 from fewbits.kernels.ops import Routing
-from fewbits.models.decoder import AttentionConfig, DecoderConfig, LayerConfig
+from fewbits.models.attention import AttentionConfig
+from fewbits.models.decoder import DecoderConfig, LayerConfig
 from fewbits.models.feed_forward import FeedForward, MlpConfig, MoeConfig
 from fewbits.models.needs import Bias
 from fewbits.models.rope import rope
@@ -121,6 +122,14 @@ def of_each_layer(config: Config, key: str, layers: int, default: float) -> list
 def check_heads(config: Config, heads: int, kv_heads: int) -> None:
     if heads % kv_heads:
         raise unsupported(config, "num_attention_heads", f"{heads} isn't a multiple of {kv_heads} key/value heads")
+
+
+def mtp_layers(config: Config) -> int:
+    """How many layers for multi-token prediction the file may have behind the last."""
+    count: int = config.get("num_nextn_predict_layers", int, 0)
+    if not 0 <= count <= MAX_LAYERS:
+        raise unsupported(config, "num_nextn_predict_layers", f"must be between 0 and {MAX_LAYERS}, not {count}")
+    return count
 
 
 def of_layers(config: Config, layers: Sequence[LayerConfig], **more: Any) -> DecoderConfig:

@@ -9,17 +9,15 @@ Layers are a list, so whatever differs between layers (heads, windows, rotations
 
 from __future__ import annotations
 
-import math
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from fewbits.kernels.batch import Batch, Cache, CacheDtype, CacheLayer, LayerCache
-from fewbits.kernels.ops import AttentionSpec, Ops
-from fewbits.kernels.rope import Rope
+from fewbits.kernels.ops import Ops
+from fewbits.models.attention import AnyAttention
 from fewbits.models.feed_forward import FeedForward, MoeConfig
-from fewbits.models.needs import Bias, Need
-from fewbits.nn.attention import Attention
+from fewbits.models.needs import Need
 from fewbits.nn.embedding import Embedding, Head
 
 if TYPE_CHECKING:
@@ -29,58 +27,8 @@ _LAYERS = "model.layers."
 
 
 @dataclass(frozen=True, slots=True)
-class AttentionConfig:
-    """`window` 0 sees everything. `qk_norm`: RMS norms of each query and key head before the rotation. `head_gate`: a
-    module g_proj [heads, H], whose sigmoids multiply what the heads give. `sinks`: a logit of each head that takes part
-    in its softmax.
-    """
-
-    heads: int
-    kv_heads: int
-    head_dim: int
-    rope: Rope
-    window: int = 0
-    qkv_bias: Bias = "no"
-    output_bias: Bias = "no"
-    qk_norm: bool = False
-    head_gate: bool = False
-    sinks: bool = False
-
-    @property
-    def scale(self) -> float:
-        return 1 / math.sqrt(self.head_dim)
-
-    def modules(self, name: str, inputs: int, hidden: int) -> Iterator[Need]:
-        """What it is made of, from `inputs` numbers a token to `hidden`."""
-        queries, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
-        yield Need(f"{name}.q_proj", "linear", (queries, inputs), bias=self.qkv_bias)
-        yield Need(f"{name}.k_proj", "linear", (keys, inputs), bias=self.qkv_bias)
-        yield Need(f"{name}.v_proj", "linear", (keys, inputs), bias=self.qkv_bias)
-        if self.head_gate:
-            yield Need(f"{name}.g_proj", "linear", (self.heads, inputs))
-        if self.qk_norm:
-            yield Need(f"{name}.q_norm", "norm", (self.head_dim,))
-            yield Need(f"{name}.k_norm", "norm", (self.head_dim,))
-        if self.sinks:
-            yield Need(f"{name}.sinks", "other", (self.heads,))
-        yield Need(f"{name}.o_proj", "linear", (hidden, queries), bias=self.output_bias)
-
-    def make(self, name: str, norm: tuple[float, float], params: Mapping[str, Any], ops: Ops) -> Attention:
-        q_norm, k_norm = (params[f"{name}.{one}_norm"] if self.qk_norm else None for one in "qk")
-        sizes = (self.heads, self.kv_heads, self.head_dim)
-        sinks = params[f"{name}.sinks"] if self.sinks else None
-        spec = AttentionSpec(*sizes, self.rope, self.scale, self.window, q_norm, k_norm, *norm, sinks)
-        q, k, v, output = (params[f"{name}.{part}_proj"] for part in "qkvo")
-        gate = params[f"{name}.g_proj"] if self.head_gate else None
-        return Attention(spec, q, k, v, output, gate, ops)
-
-    def cache_layer(self, dtype: CacheDtype) -> CacheLayer:
-        return CacheLayer(self.kv_heads, self.head_dim, dtype, self.window)
-
-
-@dataclass(frozen=True, slots=True)
 class LayerConfig:
-    attention: AttentionConfig
+    attention: AnyAttention
     feed_forward: FeedForward
 
 

@@ -22,7 +22,6 @@ from fewbits.kernels.ops import Ops
 from fewbits.models.configure import decoder, dense, flag, layer_types, size, unsupported
 from fewbits.models.decoder import DecoderConfig, Layer, LayerConfig
 from fewbits.models.needs import Need
-from fewbits.nn.attention import Attention
 from fewbits.nn.embedding import Embedding, Head
 from fewbits.nn.linear import Linear
 
@@ -261,7 +260,7 @@ class Drafter:
         first = names.layer(0)
         self._embedding_norm = ops.norm(params[f"{first}.input_layernorm"], *norm)
         self._state_norm = ops.norm(params[f"{first}.hidden_norm"], *norm)
-        self._attention: Attention = config.layers[0].attention.make(f"{first}.self_attn", norm, params, ops)
+        self._attention = config.layers[0].attention.make(f"{first}.self_attn", norm, params, ops)
         self._post_norm = ops.norm(params[f"{first}.post_attention_layernorm"], *norm)
         self._feed_forward = config.layers[0].feed_forward.make(first, params, ops)
         further = enumerate(config.layers[1:], 1)

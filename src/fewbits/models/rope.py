@@ -76,6 +76,22 @@ def _rope(config: Config, head_dim: int, layer_type: str, own: OwnRope | None) -
     )
 
 
+def score_factor(config: Config) -> float:
+    """What DeepSeek multiplies the scores of scaled rotations by, beside the width's part.
+
+    Raises PlanError rope-unsupported where it isn't finite.
+    """
+    settings = config.sub("rope_parameters") or config.sub("rope_scaling")
+    if settings is None or settings.get("rope_type", str, settings.get("type", str, "default")) == "default":
+        return 1.0
+    weight = settings.get("mscale_all_dim", float, 0.0)
+    root = _mscale(_positive(settings, "factor"), weight) if weight else 1.0
+    if not math.isfinite(root * root):
+        text = f"mscale_all_dim {weight} makes scores that aren't finite"
+        raise PlanError("rope-unsupported", text, source=settings.where("mscale_all_dim"))
+    return root * root
+
+
 def _number(settings: Config | None, config: Config, key: str, default: float) -> float:
     """A value of the settings, else of the config."""
     owner = settings if settings is not None and key in settings else config
@@ -139,15 +155,15 @@ def _yarn(settings: Config, config: Config, plain: list[float], theta: float) ->
 
 def _attention_factor(settings: Config, factor: float) -> float:
     """What yarn multiplies cosines and sines by."""
-
-    def mscale(weight: float) -> float:
-        return 0.1 * weight * math.log(factor) + 1 if factor > 1 else 1.0
-
     given = settings.get("attention_factor", float, None)
     weight = settings.get("mscale", float, None)
     weight_all = settings.get("mscale_all_dim", float, None)
     if given is not None:
         return float(given)
     if weight and weight_all:
-        return mscale(weight) / mscale(weight_all)
-    return mscale(1.0)
+        return _mscale(factor, weight) / _mscale(factor, weight_all)
+    return _mscale(factor, 1.0)
+
+
+def _mscale(factor: float, weight: float) -> float:
+    return 0.1 * weight * math.log(factor) + 1 if factor > 1 else 1.0

@@ -11,12 +11,13 @@ from fewbits.checkpoint.config import Config
 from fewbits.errors import PlanError
 from fewbits.kernels.ops import Activation
 from fewbits.kernels.rope import Rope
+from fewbits.models.attention import AttentionConfig
 from fewbits.models.configure import (
     MAX_EXPERTS,
     MAX_HEAD_DIM,
-    MAX_LAYERS,
     check_heads,
     layer_types,
+    mtp_layers,
     of_each_layer,
     of_layers,
     present,
@@ -24,7 +25,7 @@ from fewbits.models.configure import (
     size,
     unsupported,
 )
-from fewbits.models.decoder import AttentionConfig, DecoderConfig, LayerConfig
+from fewbits.models.decoder import DecoderConfig, LayerConfig
 from fewbits.models.feed_forward import FeedForward, MlpConfig, MoeConfig, SharedConfig, names_of
 from fewbits.models.mtp import MtpConfig
 from fewbits.models.rope import OwnRope, rope
@@ -39,13 +40,11 @@ def configure(config: Config) -> DecoderConfig:
     # A router is never rounded; what else these say is in lists, or meant for other programs.
     config.ignore("need_fp32_gate", "moe_every_n_layer", "moe_layer_offset", "max_seq_len")
     offset = 1.0 if config.get("zero_centered", bool) else 0.0
-    mtp = config.get("num_nextn_predict_layers", int, 0)
-    if not 0 <= mtp <= MAX_LAYERS:
-        raise unsupported(config, "num_nextn_predict_layers", f"must be between 0 and {MAX_LAYERS}, not {mtp}")
     layers = [
         LayerConfig(attention, feed_forward)
         for attention, feed_forward in zip(_attention(config, types), _feed_forward(config, len(types)), strict=True)
     ]
+    mtp = mtp_layers(config)
     model = of_layers(config, layers, norm_offset=offset, mtp_layers=mtp)
     return replace(model, mtp=_mtp(config, model, types)) if mtp else model
 

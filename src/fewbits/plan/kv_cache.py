@@ -71,9 +71,12 @@ def choose_cache(
         return
     if plan.model is None:
         return
-    for layer in range(len(plan.model.layers)):
+    for layer, config in enumerate(plan.model.layers):
         name = f"model.layers.{layer}.self_attn"
-        if name in complete:
+        if not config.attention.stored_scales:
+            text = f"its scales are of latents, and keys and values of heads are cached; it stays {plan.cache_dtype}"
+            warn("kv-scheme-unsupported", name, text)
+        elif name in complete:
             plan.kv_scales[layer] = (complete[name].k, complete[name].v)
         else:
             warn("kv-scales-missing", name, f"no scales for its KV cache are stored; it stays {plan.cache_dtype}")

@@ -304,8 +304,8 @@ class _Planner:
     # ---- tensors without a module ----------------------------------------------------------------------------------
 
     def _loose(self, name: str) -> None:
-        """A tensor with a name of its own: a vector that the model asks for, else a leftover in a known family, else a
-        row of kind `other`.
+        """A tensor with a name of its own: a vector that the model asks for, else a leftover in a known family that has
+        no reason not to run it, else a row of kind `other`.
         """
         need = self.needs.get(name)
         known = self.plan.model.why_not(name) if self.needs and need is None else ""

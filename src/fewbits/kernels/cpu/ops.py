@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,7 @@ from fewbits.kernels.batch import Batch, LayerCache
 from fewbits.kernels.cpu.arrays import Gated, Normed, Rows, empty
 from fewbits.kernels.cpu.experts import NativeExperts, all_native
 from fewbits.kernels.grouped import GroupedExperts
-from fewbits.kernels.ops import Activation, AttentionSpec, Chosen, Expert, Experts, Routing
+from fewbits.kernels.ops import Activation, ActivationName, AttentionSpec, Chosen, Expert, Experts, Routing
 from fewbits.kernels.rope import Rope, RopeTable
 
 Array = NDArray[Any]
@@ -70,11 +70,11 @@ class Attention:
     def __init__(self, spec: AttentionSpec, table: RopeTable) -> None:
         self._spec = spec
         self._table = table
-        self._heads = (spec.heads, spec.kv_heads, spec.head_dim)
+        self._heads = (spec.heads, spec.kv_heads, spec.head_dim, spec.value_dim)
         self._q_norm, self._k_norm, self._sinks = (
             0 if vector is None else _address(vector) for vector in (spec.q_norm, spec.k_norm, spec.sinks)
         )
-        self._rotary = (spec.rope.rotary_dim, spec.rope.interleaved)
+        self._rotary = (spec.rope.begin, spec.rope.rotary_dim, spec.rope.interleaved)
         self._norms = (self._q_norm, self._k_norm, spec.norm_eps, spec.norm_offset)
         self._cache: LayerCache | None = None
         self._generation = -1
@@ -106,8 +106,8 @@ class Attention:
         )
 
     def attend(self, q: Array, step: Step, cache: LayerCache) -> Array:
-        out = empty(*q.shape)
         spec = self._spec
+        out = empty(len(q), spec.heads * spec.value_dim)
         _attend(
             _address(q),
             _address(out),
@@ -136,6 +136,8 @@ class CpuOps:
         return lambda x: Normed(x, weight, eps, offset)
 
     def gate(self, activation: Activation) -> Callable[[Array, Array], Gated]:
+        if activation.name not in get_args(ActivationName):
+            raise KeyError(activation.name)
         how = (activation.name, activation.limit)
         return lambda gate, up: Gated(gate, up, how)
 
@@ -144,12 +146,13 @@ class CpuOps:
 
     def route(self, routing: Routing, bias: Array | None) -> Callable[[Array], Chosen]:
         how = (routing.top_k, routing.score, routing.normalize, routing.epsilon, routing.scale)
+        groups = (routing.groups, routing.kept_groups, routing.group_best)
 
         def run(logits: Array) -> Chosen:
             T, E = logits.shape
             chosen = Chosen(np.empty((T, routing.top_k), np.int32), np.empty((T, routing.top_k), np.float32))
             addresses = (0 if bias is None else _address(bias), *map(_address, chosen))
-            _route(_address(logits), T, E, *how, *addresses)
+            _route(_address(logits), T, E, *how, *groups, *addresses)
             return chosen
 
         return run
@@ -187,6 +190,21 @@ class CpuOps:
 
     def copy(self, x: Array) -> Array:
         return x.copy()
+
+    def cut(self, x: Array, begin: int, end: int, heads: int = 1) -> Array:
+        T, width = x.shape
+        out = empty(T, heads * (end - begin))
+        out.reshape(T, heads, end - begin)[:] = x.reshape(T, heads, width // heads)[:, :, begin:end]
+        return out
+
+    def with_shared(self, x: Array, shared: Array, heads: int) -> Array:
+        T, width = x.shape
+        own, more = width // heads, shared.shape[1]
+        out = empty(T, width + heads * more)
+        parts = out.reshape(T, heads, own + more)
+        parts[:, :, :own] = x.reshape(T, heads, own)
+        parts[:, :, own:] = shared[:, np.newaxis]
+        return out
 
     def argmax(self, logits: Array) -> Array:
         R, V = logits.shape

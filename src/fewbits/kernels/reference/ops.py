@@ -47,13 +47,13 @@ class Step:
         return self._rotations[table]
 
 
-def rotate(x: Array, cos: Array, sin: Array, interleaved: bool) -> Array:
-    """x float64 [T, heads, D], cos and sin [T, r / 2] → the same with the first r channels rotated."""
-    half = cos.shape[1]
+def rotate(x: Array, cos: Array, sin: Array, rope: Rope) -> Array:
+    """x float64 [T, heads, D], cos and sin [T, r / 2] → the same with r channels rotated."""
+    begin, half = rope.begin, cos.shape[1]
     cos, sin = cos[:, np.newaxis].astype(np.float64), sin[:, np.newaxis].astype(np.float64)
-    first, second = slice(0, half), slice(half, 2 * half)
-    if interleaved:
-        first, second = slice(0, 2 * half, 2), slice(1, 2 * half, 2)
+    first, second = slice(begin, begin + half), slice(begin + half, begin + 2 * half)
+    if rope.interleaved:
+        first, second = slice(begin, begin + 2 * half, 2), slice(begin + 1, begin + 2 * half, 2)
     rotated = x.copy()
     rotated[:, :, first] = x[:, :, first] * cos - x[:, :, second] * sin
     rotated[:, :, second] = x[:, :, second] * cos + x[:, :, first] * sin
@@ -71,7 +71,7 @@ class Attention:
         keys = self._rotated(k, spec.kv_heads, spec.k_norm, step).astype(np.float32)
         page, row = np.divmod(step.batch.slots, cache.page_size)
         for x, array, scale in ((keys, cache.keys, cache.k_scale), (v, cache.values, cache.v_scale)):
-            entries = x.reshape(keys.shape)
+            entries = x.reshape(len(x), spec.kv_heads, array.shape[3])
             if cache.dtype == "int8":
                 assert scale is not None
                 array[page, :, row], scale[page, :, row] = _quantized(entries)
@@ -83,11 +83,11 @@ class Attention:
         wide = x.astype(np.float64).reshape(len(x), heads, spec.head_dim)
         if norm is not None:
             wide = rms_norm(wide, norm, spec.norm_eps, spec.norm_offset)
-        return rotate(wide, *step.rotation(self._table), spec.rope.interleaved)
+        return rotate(wide, *step.rotation(self._table), spec.rope)
 
     def attend(self, q: Array, step: Step, cache: LayerCache) -> Array:
         spec, batch = self.spec, step.batch
-        out = np.empty_like(q)
+        out = np.empty((len(q), spec.heads * spec.value_dim), q.dtype)
         groups = (spec.kv_heads, spec.heads // spec.kv_heads)
         for sequence in range(len(batch.kv_len)):
             begin, end = batch.query_start[sequence : sequence + 2].tolist()
@@ -108,7 +108,7 @@ class Attention:
         return out
 
     def _head_values(self, query: Array, keys: Array, values: Array) -> Array:
-        """query [kv_heads, group, D], keys and values [kv_heads, n, D] → [kv_heads, group, D]."""
+        """query [kv_heads, group, D], keys [kv_heads, n, D], values [kv_heads, n, V] → [kv_heads, group, V]."""
         logits = query @ keys.swapaxes(1, 2) * self.spec.scale
         top = logits.max(axis=2, keepdims=True)
         sinks = None
@@ -193,6 +193,17 @@ def _swiglu_oai(gate: Array, up: Array, limit: float) -> Array:
     return product
 
 
+def _of_kept_groups(ranks: Array, routing: Routing) -> Array:
+    """Ranks [T, experts], -infinity outside the groups that are kept."""
+    grouped = ranks.reshape(len(ranks), routing.groups, -1)
+    best = -np.sort(-grouped, axis=2)[:, :, : routing.group_best].sum(axis=2)
+    kept = np.argsort(-best, axis=1, kind="stable")[:, : routing.kept_groups]
+    outside = np.full(grouped.shape, -np.inf)
+    rows = np.arange(len(ranks))[:, np.newaxis]
+    outside[rows, kept] = grouped[rows, kept]
+    return outside.reshape(ranks.shape)
+
+
 def _route(logits: Array, routing: Routing, bias: Array | None) -> Chosen:
     wide = logits.astype(np.float64)
     if routing.score == "softmax":
@@ -201,6 +212,8 @@ def _route(logits: Array, routing: Routing, bias: Array | None) -> Chosen:
     else:
         scores = _sigmoid(wide)
     ranks = scores if bias is None else scores + bias.astype(np.float64)
+    if routing.groups > 1:
+        ranks = _of_kept_groups(ranks, routing)
     experts = np.argsort(-ranks, axis=1, kind="stable")[:, : routing.top_k]
     weights = np.take_along_axis(scores, experts, axis=1)
     if routing.normalize:
@@ -255,6 +268,15 @@ class ReferenceOps:
 
     def copy(self, x: Array) -> Array:
         return x.copy()
+
+    def cut(self, x: Array, begin: int, end: int, heads: int = 1) -> Array:
+        parts = x.reshape(len(x), heads, x.shape[1] // heads)[:, :, begin:end]
+        return parts.reshape(len(x), heads * (end - begin)).copy()
+
+    def with_shared(self, x: Array, shared: Array, heads: int) -> Array:
+        parts = x.reshape(len(x), heads, x.shape[1] // heads)
+        repeated = np.repeat(shared[:, np.newaxis], heads, axis=1)
+        return np.concatenate((parts, repeated), axis=2).reshape(len(x), x.shape[1] + heads * shared.shape[1])
 
     def argmax(self, logits: Array) -> Array:
         found: Array = logits.argmax(axis=1)
