@@ -137,12 +137,14 @@ QWEN2_MOE = BaseModel(
         "decoder_sparse_step": 2,
     },
 )
-# Keys are wider than values; the yarn factors of cosines and of scores differ, and neither is one.
+# Keys are wider than values; the yarn factors of cosines and of scores differ, and neither is one. The epsilon shows
+# that latents have one of their own.
 DEEPSEEK: dict[str, Any] = {
     key: EXPERTS[key] for key in EXPERTS if key not in ("head_dim", "num_experts", "num_key_value_heads")
 } | {
     "num_hidden_layers": 3,
     "num_key_value_heads": 4,
+    "rms_norm_eps": 1e-3,
     "qk_nope_head_dim": 16,
     "qk_rope_head_dim": 8,
     "v_head_dim": 12,
