@@ -66,6 +66,7 @@ def test_sequences_get_what_suits_each() -> None:
         lengths.accepted(0, 4, 4)
         lengths.accepted(1, 4, 0)
         lengths.timed(10, 4, pass_seconds(10), 0.2)
+    lengths.timed(18, 8, pass_seconds(18), 0.4)  # what wasn't seen is taken for cheap, and tried
     counts = lengths.choose({0: 9, 1: 9})
     assert counts[0] >= 4 and counts[1] == 0
     assert lengths.choose({0: 2, 1: 9}) == {0: 2, 1: 0}
@@ -86,11 +87,20 @@ def test_acceptance_is_that_of_a_position_when_it_is_reached() -> None:
     acceptance = Acceptance()
     for _ in range(200):
         acceptance.add(drafted=3, accepted=1)
-    assert acceptance.rate(0) > 0.9 and acceptance.rate(1) < 0.1
-    assert acceptance.rate(2) <= 0.6  # never reached, so as at first
-    assert acceptance.rate(7) <= acceptance.rate(2)
-    new = Acceptance(acceptance)
-    assert new.rate(0) > 0.9 and new.rate(1) < 0.1  # what is true of all is expected of each
+    first, second, third, *more = acceptance.rates(8)
+    assert first > 0.9 and second < 0.1
+    assert third == second and set(more) == {second}  # never reached, so as the one before
+    assert Acceptance(acceptance).rates(2) == [first, second]  # what is true of all is expected of each
+
+
+def test_what_was_bad_once_and_is_not_tried_is_tried_again() -> None:
+    acceptance = Acceptance()
+    for _ in range(40):
+        acceptance.add(drafted=2, accepted=1)
+    assert acceptance.rates(2)[1] < 0.1
+    for _ in range(80):
+        acceptance.add(drafted=1, accepted=1)
+    assert acceptance.rates(2)[1] > 0.8
 
 
 def test_times_between_sizes_lie_between() -> None:

@@ -104,6 +104,11 @@ class KVCache:
 
         Raises CacheFull, and then has changed nothing.
         """
+        begin, entry = self._extend(sequence, count)
+        return self._slots(entry, np.arange(begin, entry.length))
+
+    def _extend(self, sequence: int, count: int) -> tuple[int, _Sequence]:
+        """Room for `count` entries more: how many there were, and the sequence."""
         needed = self.pages_needed(sequence, count)
         if needed:
             self._provide(needed)
@@ -112,7 +117,7 @@ class KVCache:
             entry.pages += [self._free.pop() for _ in range(needed)]
             entry.table = np.array(entry.pages, np.int32)
         begin, entry.length = entry.length, entry.length + count
-        return self._slots(entry, np.arange(begin, entry.length))
+        return begin, entry
 
     def truncate(self, sequence: int, length: int) -> None:
         """Forget all entries from `length` on; pages that hold nothing any more are free again."""
@@ -168,22 +173,30 @@ class KVCache:
         """
         if sum(self.pages_needed(part.sequence, len(part.token_ids)) for part in parts) > self.free_pages:
             raise CacheFull
-        counts = [len(part.token_ids) for part in parts]
-        slots = [self.append(part.sequence, count) for part, count in zip(parts, counts, strict=True)]
-        sequences = [part.sequence for part in parts]
-        kv_len = [self.length(sequence) for sequence in sequences]
-        start = np.zeros(len(parts) + 1, np.int32)
-        np.cumsum(counts, out=start[1:])
-        ranges = zip(kv_len, counts, strict=True)
-        wanted = zip(start[1:].tolist(), parts, strict=True)
+        # Lists of numbers: NumPy's operations on arrays of one take a microsecond each, which small models feel.
+        size = self.page_size
+        tokens: list[int] = []
+        positions: list[int] = []
+        slots: list[int] = []
+        wanted: list[int] = []
+        start, kv_len = [0], []
+        for part in parts:
+            begin, entry = self._extend(part.sequence, len(part.token_ids))
+            new, pages = range(begin, entry.length), entry.pages
+            tokens += part.token_ids
+            positions += new
+            slots += [pages[place // size] * size + place % size for place in new]
+            start.append(len(tokens))
+            kv_len.append(entry.length)
+            wanted += range(len(tokens) - part.logits, len(tokens))
         return Batch(
-            token_ids=_joined([np.asarray(part.token_ids, np.int64) for part in parts]),
-            positions=_joined([np.arange(end - count, end) for end, count in ranges]),
-            slots=_joined(slots),
-            query_start=start,
+            token_ids=np.array(tokens, np.int64),
+            positions=np.array(positions, np.int64),
+            slots=np.array(slots, np.int64),
+            query_start=np.array(start, np.int32),
             kv_len=np.array(kv_len, np.int32),
-            block_table=self.block_table(sequences),
-            logit_rows=_joined([np.arange(end - part.logits, end) for end, part in wanted]),
+            block_table=self.block_table([part.sequence for part in parts]),
+            logit_rows=np.array(wanted, np.int64),
         )
 
     def _slots(self, entry: _Sequence, indices: NDArray[Any]) -> NDArray[Any]:
@@ -224,7 +237,3 @@ def _grown(array: NDArray[Any], pages: int) -> NDArray[Any]:
     larger = np.empty((pages, *array.shape[1:]), array.dtype)
     larger[: len(array)] = array
     return larger
-
-
-def _joined(arrays: list[NDArray[Any]]) -> NDArray[Any]:
-    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)

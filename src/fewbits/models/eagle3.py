@@ -290,5 +290,7 @@ class Drafter:
         for layer, layer_cache in zip(self._layers, cache.layers[1:], strict=True):
             layer(x, step, layer_cache)
         x = ops.take(x, batch.logit_rows)
-        normed = ops.computed(self._norm(x))
-        return Draft(self._head(normed), normed if self.config.norm_output else x)
+        behind = self._norm(x)
+        if self.config.norm_output:
+            x = behind = ops.computed(behind)
+        return Draft(self._head(behind), x)

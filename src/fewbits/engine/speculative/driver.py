@@ -13,7 +13,7 @@ from fewbits.engine.speculative.proposer import Proposer
 from fewbits.errors import Notice
 
 _ROUNDS = 32  # after which acceptance says something
-_WARM = 16  # passes before a rest ends in which states are watched again, so that a draft has something to read
+_WARM = 8  # passes before a rest ends in which states are watched again, so that a draft has something to read
 _NEAR_ZERO = 0.1  # of first draft tokens. An Eagle3 drafter that reads the wrong states has a tenth (vLLM PR 43671)
 
 

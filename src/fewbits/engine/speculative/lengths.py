@@ -15,10 +15,10 @@ from typing import Protocol
 
 MOST = 8  # draft tokens of a request, where nobody asks for a number
 
-_MEMORY = 0.95  # what a round leaves of the weight of those before it: some twenty count
+_MEMORY = 0.95  # what a round leaves of the weight of those before it: some twenty count, tried or not
 _PRIOR_RATE, _PRIOR_ROUNDS = 0.6, 2.0  # of acceptance, before anything was seen
 _TIMES = 5  # of passes of a size that are kept; their median counts
-_TRIAL = 4  # passes with one draft token each, which show whether drafting pays again
+_TRIAL = 2  # passes with one draft token each, which show whether drafting pays again
 _REST = (32, 512)  # passes before drafting is tried again, where it didn't pay: twice as many each time
 _FADED = 0.25  # what is left of what was known of acceptance before a rest
 _REFRESH = 64  # passes with drafts before one without is timed again
@@ -84,8 +84,9 @@ class Acceptance:
         missing = drafted - len(self._tried)
         self._tried += [0.0] * missing
         self._kept += [0.0] * missing
-        for position in range(min(accepted + 1, drafted)):
-            self._tried[position] = _MEMORY * self._tried[position] + 1
+        reached = min(accepted + 1, drafted)
+        for position in range(len(self._tried)):
+            self._tried[position] = _MEMORY * self._tried[position] + (position < reached)
             self._kept[position] = _MEMORY * self._kept[position] + (position < accepted)
 
     def fade(self) -> None:
@@ -93,13 +94,21 @@ class Acceptance:
         self._tried = [_FADED * tried for tried in self._tried]
         self._kept = [_FADED * kept for kept in self._kept]
 
-    def rate(self, position: int) -> float:
-        prior = _PRIOR_RATE if self._prior is None else self._prior.rate(position)
-        if position >= len(self._tried):
-            # As the last that was tried: a position nobody has reached yet isn't better than those before it.
-            return min(prior, self.rate(position - 1)) if position and self._tried else prior
-        tried, kept = self._tried[position], self._kept[position]
-        return (kept + prior * _PRIOR_ROUNDS) / (tried + _PRIOR_ROUNDS)
+    def rates(self, count: int) -> list[float]:
+        """Of the first `count` positions. What wasn't tried is taken to be as good as the position before: so it will
+        be tried.
+        """
+        priors = None if self._prior is None else self._prior.rates(count)
+        rates: list[float] = []
+        rate = _PRIOR_RATE
+        for position in range(count):
+            prior = rate if priors is None else priors[position]
+            rate = prior
+            if position < len(self._tried):
+                tried, kept = self._tried[position], self._kept[position]
+                rate = (kept + prior * _PRIOR_ROUNDS) / (tried + _PRIOR_ROUNDS)
+            rates.append(rate)
+        return rates
 
 
 class Times:
@@ -177,8 +186,8 @@ class Adaptive:
         for sequence, its in most.items():
             acceptance = self._each.get(sequence) or self._all
             chance = 1.0
-            for position in range(its):
-                chance *= acceptance.rate(position)
+            for position, rate in enumerate(acceptance.rates(its)):
+                chance *= rate
                 chances.append((chance, position, sequence))
         chances.sort(key=lambda one: (-one[0], one[1]))
         return [(chance, sequence) for chance, _, sequence in chances]
