@@ -274,10 +274,13 @@ template <class Dot, WeightKind kind, bool decoded, bool scaled>
 static void multiply_rows(const Block& block, const GemmInput& in, int at_once, float* totals) {
   for (int64_t m = 0; m < block.rows;) {
     const int64_t left = block.rows - m;
-    if (Dot::kMaxRows >= 3 && at_once == 3 && left >= 3) {
+    if (Dot::kMaxRows >= 3 && at_once >= 3 && (left == 3 || (at_once == 3 && left > 3))) {
       multiply_strips<Dot, kind, decoded, scaled, Dot::kMaxRows >= 3 ? 3 : 1>(block, in, m, totals);
       m += 3;
-    } else if (Dot::kMaxRows >= 6 && at_once >= 6 && (left > 8 || left == 6 || left == 5)) {
+    } else if (Dot::kMaxRows >= 5 && at_once >= 4 && left == 5) {
+      multiply_strips<Dot, kind, decoded, scaled, Dot::kMaxRows >= 5 ? 5 : 1>(block, in, m, totals);
+      m += 5;
+    } else if (Dot::kMaxRows >= 6 && at_once >= 6 && (left > 8 || left == 6)) {
       multiply_strips<Dot, kind, decoded, scaled, Dot::kMaxRows >= 6 ? 6 : 1>(block, in, m, totals);
       m += 6;
     } else if (Dot::kMaxRows >= 4 && at_once >= 4 && left > 2) {
