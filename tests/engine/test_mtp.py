@@ -4,6 +4,7 @@ everything anew each time; and that the text is that of plain decoding.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,17 @@ from typing import Any
 import numpy as np
 import pytest
 from make import write
+from safetensors.numpy import load_file
 from small_model import FIXTURES
 from step3p5_checkpoint import SMALL, random_tensors
 from step3p5_reference import Step
 
+from fewbits.engine.kvcache import KVCache, Part
 from fewbits.engine.llm import LLM
 from fewbits.engine.request import Request, SamplingParams
 from fewbits.errors import PlanError
-from fewbits.load import inspect
+from fewbits.kernels.reference.ops import ReferenceOps
+from fewbits.load import inspect, load
 
 PROMPTS = [[7], [3, 4], [5, 9, 33, 1, 2, 8, 30, 12], np.random.default_rng(3).integers(0, 38, 50).tolist()]
 GREEDY = SamplingParams(max_tokens=20, ignore_eos=True)
@@ -113,3 +117,95 @@ def test_a_model_without_modules_says_so() -> None:
     with pytest.raises(PlanError) as caught:
         LLM(FIXTURES / "llama-bf16", draft="mtp")
     assert caught.value.code == "draft-no-mtp"
+
+
+# DeepSeek-V3's module reads and hands on states behind a norm, and its block has latent attention and experts.
+
+
+def deepseek(folder: Path) -> tuple[Path, dict[str, np.ndarray], dict[str, Any]]:
+    """The small V3 with a module behind its three layers, made of the last one's numbers in another order."""
+    source = FIXTURES / "deepseek-v3-f32"
+    tensors, random = load_file(source / "model.safetensors"), np.random.default_rng(0)
+    last = {name: tensor for name, tensor in tensors.items() if name.startswith("model.layers.2.")}
+    for name, tensor in last.items():
+        tensors[name.replace("layers.2.", "layers.3.")] = np.ascontiguousarray(tensor[::-1])
+    module = "model.layers.3"
+    for name in ("enorm", "hnorm", "shared_head.norm"):
+        tensors[f"{module}.{name}.weight"] = random.uniform(0.5, 1.5, 32).astype(np.float32)
+    tensors[f"{module}.eh_proj.weight"] = (random.standard_normal((32, 64)) / 4).astype(np.float32)
+    tensors[f"{module}.shared_head.head.weight"] = random.standard_normal((44, 32)).astype(np.float32)
+    tensors[f"{module}.embed_tokens.weight"] = tensors["model.embed_tokens.weight"].copy()
+    config = json.loads((source / "config.json").read_text())
+    return write(folder, tensors, config), tensors, config
+
+
+class Alone:
+    """The module's block as a model of one layer, whose embedding gives what the block is to read: the family itself is
+    held to transformers elsewhere.
+    """
+
+    def __init__(self, folder: Path, tensors: dict[str, np.ndarray], config: dict[str, Any]) -> None:
+        self.folder, self.tensors = folder, tensors
+        self.config = config | {"num_hidden_layers": 1, "first_k_dense_replace": 0, "num_nextn_predict_layers": 0}
+        self.model = load(folder.parent / "model", ops=ReferenceOps(), kv_dtype="f32")
+
+    def norm(self, x: np.ndarray, name: str) -> np.ndarray:
+        wide = x.astype(np.float64)
+        weight = self.tensors[f"{name}.weight"].astype(np.float64)
+        result: np.ndarray = (
+            wide / np.sqrt((wide * wide).mean(-1, keepdims=True) + self.config["rms_norm_eps"]) * weight
+        )
+        return result
+
+    def drafts(self, ids: list[int], count: int) -> list[int]:
+        module, tokens = "model.layers.3", list(ids)
+        cache = KVCache(self.model.cache_layers, 8)
+        batch = cache.batch([Part(0, ids[:-1])])
+        state = self.norm(self.model.decoder.forward(batch, cache, taps=(3,)).taps[0], "model.norm")
+        for step in range(count):
+            embedded = self.tensors["model.embed_tokens.weight"][tokens[1 : 1 + len(state)]]
+            both = np.concatenate((self.norm(embedded, f"{module}.enorm"), self.norm(state, f"{module}.hnorm")), axis=1)
+            u = both @ self.tensors[f"{module}.eh_proj.weight"].astype(np.float64).T
+            logits, x = self._block(u, step)
+            tokens.append(int(logits[-1].argmax()))
+            state = np.concatenate((state, self.norm(x[-1:], f"{module}.shared_head.norm")))
+        return tokens[len(ids) :]
+
+    def _block(self, u: np.ndarray, step: int) -> tuple[np.ndarray, np.ndarray]:
+        table = np.zeros((44, 32), np.float32)
+        table[: len(u)] = u
+        tensors = {"model.embed_tokens.weight": table}
+        for name, tensor in self.tensors.items():
+            if name.startswith("model.layers.3."):
+                tensors[name.replace("layers.3.", "layers.0.")] = tensor
+        for name in ("enorm.weight", "hnorm.weight", "eh_proj.weight", "embed_tokens.weight"):
+            del tensors[f"model.layers.0.{name}"]
+        tensors["model.norm.weight"] = tensors.pop("model.layers.0.shared_head.norm.weight")
+        tensors["lm_head.weight"] = tensors.pop("model.layers.0.shared_head.head.weight")
+        loaded = load(write(self.folder, tensors, self.config), ops=ReferenceOps(), kv_dtype="f32")
+        cache = KVCache(loaded.cache_layers, 8)
+        output = loaded.decoder.forward(cache.batch([Part(0, list(range(len(u))), len(u))]), cache, taps=(1,))
+        return output.logits, output.taps[0]
+
+
+def test_deepseeks_module_guesses_what_its_block_says(tmp_path: Path) -> None:
+    folder, tensors, config = deepseek(tmp_path / "model")
+    alone = Alone(tmp_path / "alone", tensors, config)
+    llm = LLM(folder, draft="mtp", draft_tokens=2, kv_dtype="f32")
+    plain = LLM(folder, kv_dtype="f32")
+    assert llm._driver is not None
+    proposer: Any = llm._driver._proposer
+    propose, seen = proposer.propose, []
+
+    def recorded(wanted: Mapping[int, tuple[Request, int]]) -> None:
+        propose(wanted)
+        for request, _ in wanted.values():
+            seen.append(([*request.prompt_ids, *request.output_ids], list(request.draft_ids)))
+
+    proposer.propose = recorded
+    prompt = [5, 9, 33, 1, 2]
+    wish = SamplingParams(max_tokens=12, ignore_eos=True)
+    assert llm.generate([prompt], wish)[0].token_ids == plain.generate([prompt], wish)[0].token_ids
+    assert len(seen) >= 8
+    for known, draft in seen:
+        assert draft == alone.drafts(known, len(draft))

@@ -115,7 +115,10 @@ class LLM:
             assert model.mtp is not None
             count = len(model.mtp.layers)
             modules = [MtpModule(model.mtp, index, loaded.params, loaded.ops) for index in range(count)]
-            return Mtp(modules, len(model.layers), self._mtp_layers(), self._cache.max_pages, loaded.ops)
+            norm = None
+            if model.mtp.normed:
+                norm = loaded.ops.norm(loaded.params["model.norm"], model.norm_eps, model.norm_offset)
+            return Mtp(modules, len(model.layers), self._mtp_layers(), self._cache.max_pages, loaded.ops, norm)
         assert self._drafter is not None
         return Eagle(self._drafter, self._cache.max_pages)
 

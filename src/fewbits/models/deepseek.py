@@ -26,6 +26,7 @@ from fewbits.models.configure import (
 )
 from fewbits.models.decoder import DecoderConfig, LayerConfig
 from fewbits.models.feed_forward import FeedForward, MlpConfig, MoeConfig, SharedConfig, names_of
+from fewbits.models.mtp import MtpConfig
 from fewbits.models.rope import rope, score_factor
 
 _EPSILON = 1e-20  # beside the sum that chosen weights are divided by
@@ -99,7 +100,15 @@ def _decoder(config: Config, how: Routing, selection_bias: bool) -> DecoderConfi
     sparse = [index >= first and index % step == 0 for index in range(len(types))]
     blocks: list[FeedForward] = [moe if has_experts else plain for has_experts in sparse]
     attention = _attention(config)
-    return of_layers(config, [LayerConfig(attention, block) for block in blocks], mtp_layers=mtp_layers(config))
+    count = mtp_layers(config)
+    model = of_layers(config, [LayerConfig(attention, block) for block in blocks], mtp_layers=count)
+    if not count:
+        return model
+    # Blocks with experts of their own; states go on behind the norm of the head (vLLM, SGLang).
+    names = ("shared_head.norm", "shared_head.head")
+    modules = (LayerConfig(attention, moe),) * count
+    norm = (model.norm_eps, model.norm_offset)
+    return replace(model, mtp=MtpConfig(model.hidden, model.vocab, len(blocks), modules, *names, True, *norm))
 
 
 def _attention(config: Config) -> LatentConfig:

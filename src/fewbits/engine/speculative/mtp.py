@@ -13,7 +13,7 @@ keeps what it made of the last row that stays:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,14 +42,20 @@ class _Sequence:
 
 
 class Mtp:
-    """`boundary` is that behind the model's last layer; `layers` are what the modules' caches keep, `max_pages`
-    each.
+    """`boundary` is that behind the model's last layer; `layers` are what the modules' caches keep, `max_pages` each.
+    `norm` is the model's last one, where modules read states behind it.
     """
 
     def __init__(
-        self, modules: Sequence[MtpModule], boundary: int, layers: Sequence[CacheLayer], max_pages: int, ops: Ops
+        self,
+        modules: Sequence[MtpModule],
+        boundary: int,
+        layers: Sequence[CacheLayer],
+        max_pages: int,
+        ops: Ops,
+        norm: Callable[[Any], Any] | None = None,
     ) -> None:
-        self._modules, self._ops = modules, ops
+        self._modules, self._ops, self._norm = modules, ops, norm
         self._caches = [KVCache([layer], max_pages) for layer in layers]
         self._sequences: dict[int, _Sequence] = {}
         self.taps: Sequence[int] = (boundary,)
@@ -63,7 +69,8 @@ class Mtp:
             for cache in self._caches:
                 cache.free(name)
             sequence = self._sequences[name] = _Sequence(begin)
-        sequence.states.append(states[0][:new])
+        state = states[0][:new]
+        sequence.states.append(state if self._norm is None else self._ops.computed(self._norm(state)))
         sequence.waiting += new
         if sequence.waiting > _MOST_WAITING:
             self._draft([request])
