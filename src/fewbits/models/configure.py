@@ -9,8 +9,9 @@ from fewbits.checkpoint.config import Config, shorten
 from fewbits.errors import PlanError
 from fewbits.kernels.ops import Routing
 from fewbits.models.attention import AttentionConfig
-from fewbits.models.decoder import DecoderConfig, LayerConfig
+from fewbits.models.decoder import DecoderConfig
 from fewbits.models.feed_forward import FeedForward, MlpConfig, MoeConfig
+from fewbits.models.layer import LayerConfig
 from fewbits.models.needs import Bias
 from fewbits.models.rope import rope
 

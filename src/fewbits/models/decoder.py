@@ -11,25 +11,17 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from fewbits.kernels.batch import Batch, Cache, CacheDtype, CacheLayer, LayerCache
+from fewbits.kernels.batch import Batch, Cache, CacheDtype, CacheLayer
 from fewbits.kernels.ops import Ops
-from fewbits.models.attention import AnyAttention
-from fewbits.models.feed_forward import FeedForward, MoeConfig
+from fewbits.models.feed_forward import MoeConfig
+from fewbits.models.layer import Layer, LayerConfig
+from fewbits.models.mtp import MtpConfig
 from fewbits.models.needs import Need
 from fewbits.nn.embedding import Embedding, Head
 
-if TYPE_CHECKING:
-    from fewbits.models.mtp import MtpConfig
-
 _LAYERS = "model.layers."
-
-
-@dataclass(frozen=True, slots=True)
-class LayerConfig:
-    attention: AnyAttention
-    feed_forward: FeedForward
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,25 +116,6 @@ class Output:
 
     logits: Any
     taps: list[Any]
-
-
-class Layer:
-    """Attention and feed-forward, each behind its norm; x is changed in place. `name` is its modules' in `params`."""
-
-    __slots__ = ("_attention", "_feed_forward", "_input_norm", "_post_norm")
-
-    def __init__(
-        self, config: LayerConfig, name: str, norm: tuple[float, float], params: Mapping[str, Any], ops: Ops
-    ) -> None:
-        """`norm` has the epsilon of its norms and what is added to their weights."""
-        self._input_norm = ops.norm(params[f"{name}.input_layernorm"], *norm)
-        self._attention = config.attention.make(f"{name}.self_attn", norm, params, ops)
-        self._post_norm = ops.norm(params[f"{name}.post_attention_layernorm"], *norm)
-        self._feed_forward = config.feed_forward.make(name, params, ops)
-
-    def __call__(self, x: Any, step: Any, cache: LayerCache) -> None:
-        self._attention(self._input_norm(x), x, step, cache)
-        self._feed_forward.add_to(self._post_norm(x), x)
 
 
 class Decoder:

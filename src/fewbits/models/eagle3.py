@@ -20,7 +20,8 @@ from fewbits.errors import PlanError
 from fewbits.kernels.batch import Batch, Cache, CacheDtype, CacheLayer
 from fewbits.kernels.ops import Ops
 from fewbits.models.configure import decoder, dense, flag, layer_types, size, unsupported
-from fewbits.models.decoder import DecoderConfig, Layer, LayerConfig
+from fewbits.models.decoder import DecoderConfig
+from fewbits.models.layer import Layer, LayerConfig
 from fewbits.models.needs import Need
 from fewbits.nn.embedding import Embedding, Head
 from fewbits.nn.linear import Linear

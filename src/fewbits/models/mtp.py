@@ -14,7 +14,7 @@ from typing import Any
 
 from fewbits.kernels.batch import Batch, CacheDtype, CacheLayer, LayerCache
 from fewbits.kernels.ops import Ops
-from fewbits.models.decoder import Layer, LayerConfig
+from fewbits.models.layer import Layer, LayerConfig
 from fewbits.models.needs import Need
 from fewbits.nn.embedding import Embedding, Head
 from fewbits.nn.linear import Linear

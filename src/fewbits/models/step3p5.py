@@ -25,8 +25,9 @@ from fewbits.models.configure import (
     size,
     unsupported,
 )
-from fewbits.models.decoder import DecoderConfig, LayerConfig
+from fewbits.models.decoder import DecoderConfig
 from fewbits.models.feed_forward import FeedForward, MlpConfig, MoeConfig, SharedConfig, names_of
+from fewbits.models.layer import LayerConfig
 from fewbits.models.mtp import MtpConfig
 from fewbits.models.rope import OwnRope, rope
 

@@ -1,0 +1,37 @@
+"""A layer of a decoder: attention and feed-forward, each behind its norm."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fewbits.kernels.batch import LayerCache
+from fewbits.kernels.ops import Ops
+from fewbits.models.attention import AnyAttention
+from fewbits.models.feed_forward import FeedForward
+
+
+@dataclass(frozen=True, slots=True)
+class LayerConfig:
+    attention: AnyAttention
+    feed_forward: FeedForward
+
+
+class Layer:
+    """Attention and feed-forward, each behind its norm; x is changed in place. `name` is its modules' in `params`."""
+
+    __slots__ = ("_attention", "_feed_forward", "_input_norm", "_post_norm")
+
+    def __init__(
+        self, config: LayerConfig, name: str, norm: tuple[float, float], params: Mapping[str, Any], ops: Ops
+    ) -> None:
+        """`norm` has the epsilon of its norms and what is added to their weights."""
+        self._input_norm = ops.norm(params[f"{name}.input_layernorm"], *norm)
+        self._attention = config.attention.make(f"{name}.self_attn", norm, params, ops)
+        self._post_norm = ops.norm(params[f"{name}.post_attention_layernorm"], *norm)
+        self._feed_forward = config.feed_forward.make(name, params, ops)
+
+    def __call__(self, x: Any, step: Any, cache: LayerCache) -> None:
+        self._attention(self._input_norm(x), x, step, cache)
+        self._feed_forward.add_to(self._post_norm(x), x)
