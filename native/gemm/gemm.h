@@ -79,7 +79,7 @@ struct RowSource {
   const float* x;             // or what the operation (elementwise.h) is done to
   const float* other;         // rms_norm: the weight [K]; gated: up [M][K]
   float eps = 0, offset = 0;  // of rms_norm
-  Gating gating;
+  Gating gating = {};
 };
 
 struct Form;
