@@ -77,8 +77,8 @@ def test_every_storage_format_is_there() -> None:
     for name in FOLDERS:
         for row in inspect(FIXTURES / name).rows:
             weight = row.spec.weight
-            if row.resolved is None or not weight.quantized:
-                continue
+            if row.resolved is None or not weight.quantized or row.resolved.layout not in found:
+                continue  # of another format
             zero = "sym" if weight.zero_point == "none" else "asym"
             number = weight.number.replace("uint", "int")
             found[row.resolved.layout].add(f"{number} {granularity(weight.block)} {zero}")

@@ -48,7 +48,8 @@ def test_rows_computed_in_a_product_have_the_bits_of_those_computed_before(M: in
     x, other = random.standard_normal((2, M, 64), np.float32)
     weight = random.standard_normal(64, np.float32)
     product = linear.bind([linear.pack(random_linear(WEIGHTS["int4-g32"], (40, 64)))])
-    for rows in (Normed(x, weight, 1e-5, 1.0), Gated(x, other, 0.0), Gated(x, other, 0.5)):
+    silu, bounded, oai = ("silu", 0.0), ("silu", 0.5), ("swiglu_oai", 0.5)
+    for rows in (Normed(x, weight, 1e-5, 1.0), *(Gated(x, other, one) for one in (silu, bounded, oai))):
         sums = [np.ones((M, 40), np.float32) if add else None for _ in range(2)]
         (inside,), (before,) = product(rows, sums[0]), product(np.asarray(rows), sums[1])
         np.testing.assert_array_equal(inside, before)
@@ -59,4 +60,4 @@ def test_rows_are_those_of_the_definition() -> None:
     x32, up32, weight = x.astype(np.float32), up.astype(np.float32), np.full(70, 0.5, np.float32)
     normed = x / np.sqrt((x * x).mean(axis=1, keepdims=True) + 1e-5) * 1.5
     np.testing.assert_allclose(np.asarray(Normed(x32, weight, 1e-5, 1.0)), normed, rtol=1e-5)
-    np.testing.assert_allclose(np.asarray(Gated(x32, up32, 0.0)), x / (1 + np.exp(-x)) * up, rtol=1e-5)
+    np.testing.assert_allclose(np.asarray(Gated(x32, up32, ("silu", 0.0))), x / (1 + np.exp(-x)) * up, rtol=1e-5)
