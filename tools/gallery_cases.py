@@ -237,8 +237,8 @@ CASES: tuple[Case, ...] = (
         experts,
         ("experts",),
         note="""The first expert is ignored by one entry for each of its projections (lists with such names are what
-        sglang#39317 is about) and stays bfloat16. Experts are planned one by one; fewbits doesn't run them in a
-        model yet.""",
+        sglang#39317 is about) and stays bfloat16. Experts are planned one by one, and run so in the families that
+        have them.""",
     ),
     Case(
         "One weight, with and without quantized activations",

@@ -93,6 +93,19 @@ def test_a_single_module_guesses_on_from_its_own_guesses() -> None:
     assert result.speculation["drafted"] > 2 * GREEDY.max_tokens
 
 
+def test_a_single_module_guesses_no_more_than_each_request_wants() -> None:
+    """Near the end of its answer a request has no page for more."""
+    llm = LLM(FIXTURES / "step3p5-bf16", draft="mtp", draft_tokens=6)
+    wishes = [SamplingParams(max_tokens=count, ignore_eos=True) for count in (4, 9, 15)]
+    # Three pages each from the start, which end with the answer.
+    prompts = [[5] * (16 * 3 - wish.max_tokens) for wish in wishes]
+    assert llm._driver is not None
+    proposer: Any = llm._driver._proposer
+    proposer._caches[0].max_pages = 9
+    results = llm.generate(prompts, wishes)
+    assert [result.generated_tokens for result in results] == [4, 9, 15]
+
+
 def test_modules_are_planned_as_what_they_are_for(model: tuple[Path, Step]) -> None:
     folder, reference = model
     rows = [row for row in inspect(folder).rows if row.executed_as == "not_run"]

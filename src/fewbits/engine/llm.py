@@ -54,9 +54,9 @@ class LLM:
 
     `draft` names what guesses tokens ahead, which the model then verifies several at a time: the folder or hub id of an
     Eagle3 drafter, "ngram", which looks up what followed earlier in the text, or "mtp", the model's own modules for
-    multi-token prediction. Results are the same as without, only
-    sooner. `draft_tokens` are guessed at a time, as many as pay where it is None. `draft_layers` are the numbers of
-    layers behind which an Eagle3 drafter reads the model's states, instead of those of its config.
+    multi-token prediction. Results are the same as without, only sooner. `draft_tokens` are guessed at a time, as many
+    as pay where it is None. `draft_layers` are the numbers of layers behind which an Eagle3 drafter reads the model's
+    states, instead of those of its config.
     """
 
     def __init__(

@@ -9,7 +9,7 @@ Layers are a list, so whatever differs between layers (heads, windows, rotations
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -52,19 +52,12 @@ class DecoderConfig:
         table = (self.vocab, self.hidden)
         needs = [Need(embedding, "embedding", table)]
         for index, layer in enumerate(self.layers):
-            needs += self._layer(f"{_LAYERS}{index}", layer, stored)
+            needs += layer.modules(f"{_LAYERS}{index}", self.hidden, stored)
         needs.append(Need("model.norm", "norm", (self.hidden,)))
         needs.append(Need("lm_head", "head", table, tied_to=embedding))
         if self.drafts and self.mtp is not None:
             needs += self.mtp.modules(stored)
         return needs
-
-    def _layer(self, name: str, layer: LayerConfig, stored: Container[str]) -> Iterator[Need]:
-        H = self.hidden
-        yield Need(f"{name}.input_layernorm", "norm", (H,))
-        yield from layer.attention.modules(f"{name}.self_attn", H, H)
-        yield Need(f"{name}.post_attention_layernorm", "norm", (H,))
-        yield from layer.feed_forward.modules(name, H, stored)
 
     def why_not(self, name: str) -> str:
         """Why a stored module isn't run, "" where there is nothing to say but that the model doesn't have it."""

@@ -169,7 +169,7 @@ class Names:
     """What a file calls its modules, which depends on what is stored."""
 
     def __init__(self, stored: Container[str]) -> None:
-        self._root = root = "" if "fc" in stored else "model." if "model.fc" in stored else ""
+        self._root = root = "model." if "model.fc" in stored else ""
         self._first = f"{root}midlayer" if f"{root}midlayer.hidden_norm" in stored else f"{root}layers.0"
         self.fc, self.norm, self.input_norm = f"{root}fc", f"{root}norm", f"{root}input_norm"
         self.embedding = f"{root}embed_tokens"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,12 +10,19 @@ from fewbits.kernels.batch import LayerCache
 from fewbits.kernels.ops import Ops
 from fewbits.models.attention import AnyAttention
 from fewbits.models.feed_forward import FeedForward
+from fewbits.models.needs import Need
 
 
 @dataclass(frozen=True, slots=True)
 class LayerConfig:
     attention: AnyAttention
     feed_forward: FeedForward
+
+    def modules(self, name: str, hidden: int, stored: Container[str]) -> Iterator[Need]:
+        yield Need(f"{name}.input_layernorm", "norm", (hidden,))
+        yield from self.attention.modules(f"{name}.self_attn", hidden, hidden)
+        yield Need(f"{name}.post_attention_layernorm", "norm", (hidden,))
+        yield from self.feed_forward.modules(name, hidden, stored)
 
 
 class Layer:

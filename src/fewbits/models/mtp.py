@@ -46,10 +46,7 @@ class MtpConfig:
         for norm in ("enorm", "hnorm"):
             yield Need(f"{name}.{norm}", "norm", (H,))
         yield Need(f"{name}.eh_proj", "linear", (H, 2 * H))
-        yield Need(f"{name}.input_layernorm", "norm", (H,))
-        yield from layer.attention.modules(f"{name}.self_attn", H, H)
-        yield Need(f"{name}.post_attention_layernorm", "norm", (H,))
-        yield from layer.feed_forward.modules(name, H, stored)
+        yield from layer.modules(name, H, stored)
         yield Need(f"{name}.{self.norm}", "norm", (H,))
         yield Need(f"{name}.{self.head}", "head", (self.vocab, H), optional=True, instead=instead)
 

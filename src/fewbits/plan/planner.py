@@ -295,10 +295,10 @@ class _Planner:
         unwanted = self._not_run(self._why_not(name)) if self.needs else execution
         spec = resolved.spec
         alike = Row(name, "expert", shape, spec, dtype, claimed, decided_by, execution, name, resolved, stack=stack)
+        alike = alike._replace(in_turn=need is not None and need.in_turn)
         for expert, row in enumerate(names):
             how = execution if need is None or row in self.needs else unwanted
-            in_turn = need is not None and need.in_turn
-            self.plan.rows.append(alike._replace(name=row, execution=how, expert=expert, in_turn=in_turn))
+            self.plan.rows.append(alike._replace(name=row, execution=how, expert=expert))
         self.plan.leftover_tensors += [tensor for suffix, (tensor, _) in stack.tensors.items() if suffix not in claimed]
 
     # ---- tensors without a module ----------------------------------------------------------------------------------

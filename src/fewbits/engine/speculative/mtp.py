@@ -73,12 +73,12 @@ class Mtp:
         sequence.states.append(state if self._norm is None else self._ops.computed(self._norm(state)))
         sequence.waiting += new
         if sequence.waiting > _MOST_WAITING:
-            self._draft([request])
+            self._draft([request], [1])
 
     def propose(self, wanted: Mapping[int, tuple[Request, int]]) -> None:
         ready = [request for request, _ in wanted.values() if self._follows(request)]
         counts = [wanted[request.sequence][1] for request in ready]
-        for request, draft, count in zip(ready, self._draft(ready, max(counts, default=0)), counts, strict=True):
+        for request, draft, count in zip(ready, self._draft(ready, counts), counts, strict=True):
             request.draft_ids = draft[:count]
 
     def _follows(self, request: Request) -> bool:
@@ -88,9 +88,9 @@ class Mtp:
             return False
         return sequence.begin + self._caches[0].length(request.sequence) + sequence.waiting == request.computed
 
-    def _draft(self, requests: Sequence[Request], most: int = 1) -> list[list[int]]:
-        """Tokens behind what is known of each request, `most` by a single module, or one by each; all rows are computed
-        that weren't.
+    def _draft(self, requests: Sequence[Request], counts: Sequence[int]) -> list[list[int]]:
+        """Tokens behind what is known of each request, its count by a single module, or one by each; all rows are
+        computed that weren't.
         """
         drafts: list[list[int]] = [[] for _ in requests]
         if not requests:
@@ -123,7 +123,7 @@ class Mtp:
                     kept = ends[index] - number - begins[index]  # the last row that is made of known tokens
                     lasts[index].append(given[index][kept : kept + 1].copy() if kept >= 0 else None)
             if len(self._modules) == 1:
-                self._further(requests, drafts, [one[-1:] for one in given], most)
+                self._further(requests, drafts, [one[-1:] for one in given], counts)
         except BaseException:
             for cache, before in zip(self._caches, lengths, strict=True):
                 for request, length in zip(requests, before, strict=True):
@@ -137,18 +137,17 @@ class Mtp:
                 cache.truncate(request.sequence, max(ends[index] - number, 0))
         return drafts
 
-    def _further(self, requests: Sequence[Request], drafts: list[list[int]], states: list[Any], most: int) -> None:
-        """What the only module guesses from its own guesses."""
+    def _further(
+        self, requests: Sequence[Request], drafts: list[list[int]], states: list[Any], counts: Sequence[int]
+    ) -> None:
+        """What the only module guesses from its own guesses. None beyond its count: there may be no page for it."""
         (module,), (cache,) = self._modules, self._caches
-        state = _joined(states)
-        for _ in range(most - 1):
-            batch = cache.batch(
-                [Part(request.sequence, draft[-1:]) for request, draft in zip(requests, drafts, strict=True)]
-            )
-            guess = module.forward(batch, state, cache.layers[0])
-            state = guess.states
-            for draft, token in zip(drafts, self._ops.argmax(guess.logits).tolist(), strict=True):
-                draft.append(token)
+        while going := [index for index, draft in enumerate(drafts) if len(draft) < counts[index]]:
+            batch = cache.batch([Part(requests[index].sequence, drafts[index][-1:]) for index in going])
+            guess = module.forward(batch, _joined([states[index] for index in going]), cache.layers[0])
+            for row, (index, token) in enumerate(zip(going, self._ops.argmax(guess.logits).tolist(), strict=True)):
+                drafts[index].append(token)
+                states[index] = guess.states[row : row + 1]
 
     def forget(self, sequence: int) -> None:
         self._sequences.pop(sequence, None)
