@@ -82,6 +82,9 @@ MEANINGS: dict[str, Meaning] = {
         ),
         ("family-unknown",),
     ),
+    "AMD Quark's AWQ mode, symmetric": Meaning(
+        {Q: INT4, "model.layers.0.input_layernorm": "bfloat16", "lm_head": "bfloat16"}
+    ),
     "A packed embedding that is the head too": Meaning({"model.embed_tokens": INT4, "lm_head": INT4}),
 }
 

@@ -165,9 +165,20 @@ def tied(folder: Path) -> Path:
 FP8_CACHE = {"num_bits": 8, "type": "float", "strategy": "tensor", "symmetric": True, "dynamic": False}
 
 
+QUARK = Path(__file__).resolve().parents[1] / "tests" / "exports" / "quark"
+
+
+def quark_awq(folder: Path) -> Path:
+    """A model as AMD Quark's AWQ mode writes it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("config.json", "model.safetensors"):
+        copyfile(QUARK / "custom-awq-symmetric" / name, folder / name)
+    return folder
+
+
 def quark_step(folder: Path) -> Path:
     """A layer as AMD Quark's exporter from file to file writes it, of a family without a name: there is one layer."""
-    exported = Path(__file__).resolve().parents[1] / "tests" / "exports" / "quark" / "files-step"
+    exported = QUARK / "files-step"
     folder.mkdir(parents=True, exist_ok=True)
     copyfile(exported / "model.safetensors", folder / "model.safetensors")
     quantization = json.loads((exported / "config.json").read_text())["quantization_config"]
@@ -362,6 +373,16 @@ CASES: tuple[Case, ...] = (
         quark_step,
         ("q_proj", "k_proj", "share_expert"),
         note="Exported by Quark itself: a layer with the names of Step 3.5, and the config's quantization block alone.",
+    ),
+    Case(
+        "AMD Quark's AWQ mode, symmetric",
+        """A file of AWQ's name and config with `zero_point` false gives garbage, or isn't read at all for its
+        `model.norm.qweight`: since transformers 5.6 all weights are renamed on saving, norms too.""",
+        """It is taken for AutoAWQ's, whose codes are 0 to 15, and multiplied without a zero point. Quark's are two's
+        complement, in plain order where `pack_method` says so.""",
+        quark_awq,
+        ("q_proj", "input_layernorm", "lm_head"),
+        note="Exported by Quark itself. The `export` object in the config, which only Quark writes, tells it.",
     ),
     Case(
         "A packed embedding that is the head too",

@@ -43,7 +43,7 @@ class Loaded:
 
 
 Codes = Literal["read", "in blocks", "mapped"]
-_CODES = ("weight", "weight_packed")
+_CODES = ("weight", "weight_packed", "qweight")
 
 
 class _ModuleArrays(Mapping[str, NDArray[Any]]):

@@ -25,15 +25,17 @@ from fewbits.load import decode, inspect, load
 
 EXPORTS = Path(__file__).parents[1] / "exports" / "quark"
 DESCRIBED = {path.parent.name: json.loads(path.read_text()) for path in sorted(EXPORTS.glob("*/expected.json"))}
-# Its custom modes write other formats; and the file-to-file exporter gives inputs no scale to calibrate.
-OTHER_FORMATS = {"custom-awq": "awq", "custom-awq-symmetric": "awq", "custom-fp8": "fp8", "custom-fp8-kv": "fp8"}
 REFUSED = {
-    "files-floats": {"scale-missing"},
+    "files-floats": {"scale-missing"},  # the file-to-file exporter gives inputs no scale to calibrate
     "files-step": {"config-missing"},  # a config of one key
     "floats": {"scheme-unknown", "kernel-none"},  # rounding modes of scales, inputs in e3m2
 }
+NOTICED = {
+    "fake-quantized": {"fake-quantized"},
+    "custom-fp8-kv": {"act-scale-unused"},  # k_proj and v_proj were calibrated, the config says dynamic for all
+}
 IN_NUMPY = ("integers-narrow",)  # zero points that are floats: with --allow-reference
-RUN = [name for name in DESCRIBED if name not in (*OTHER_FORMATS, *REFUSED, *IN_NUMPY)]
+RUN = [name for name in DESCRIBED if name not in (*REFUSED, *IN_NUMPY)]
 # What expected.json says of it isn't what Quark wrote: the scale in the file isn't the one that it was made with.
 NOT_AS_DESCRIBED = {"files-floats": {"model.layers.0.self_attn.v_proj"}}
 
@@ -53,7 +55,7 @@ def as_quark_multiplies(weight: Any) -> np.ndarray:
     return ones * weight.spread(scale) * whole
 
 
-@pytest.mark.parametrize("name", [name for name in DESCRIBED if name not in OTHER_FORMATS])
+@pytest.mark.parametrize("name", DESCRIBED)
 def test_weights_are_those_that_quark_holds(name: str) -> None:
     plan = inspect(EXPORTS / name)
     assert plan.checkpoint is not None
@@ -74,13 +76,9 @@ def test_weights_are_those_that_quark_holds(name: str) -> None:
 def test_what_runs_and_what_is_refused(name: str) -> None:
     plan = inspect(EXPORTS / name)
     codes = {error.code for error in plan.errors}
-    if name in OTHER_FORMATS:
-        [error] = [error for error in plan.errors if error.code == "format-unknown"]
-        assert f"'{OTHER_FORMATS[name]}'" in error.text
-        return
     assert codes == REFUSED.get(name, set())
     assert plan.leftover_tensors == []
-    assert {one.code for one in plan.warnings} <= {"fake-quantized"}
+    assert {one.code for one in plan.warnings} <= NOTICED.get(name, set())
     if name in RUN:
         quantized = {row.name for row in plan.rows if row.spec.weight.quantized}
         assert quantized == set(DESCRIBED[name]["decoded"])
@@ -361,3 +359,73 @@ def test_scales_that_are_no_scales_are_found(tmp_path: Path) -> None:
 
     with pytest.raises(FewbitsError, match="lm_head.weight_scale"):
         fewbits.LLM(rewritten("int8-per-token-head", tmp_path / "made", change))
+
+
+# ---- custom modes ------------------------------------------------------------------------------------------------
+
+
+def test_a_custom_mode_goes_by_either_name_of_its_tensors(tmp_path: Path) -> None:
+    """transformers 5.6 and later may write qscales and qqzeros; earlier ones leave unquantized weights their name."""
+    quantized = set(DESCRIBED["custom-awq"]["decoded"])
+
+    def newer(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        ends = {"scales": "qscales", "qzeros": "qqzeros"}
+        return {
+            f"{module}.{ends.get(end, end)}": tensor
+            for (module, _, end), tensor in ((name.rpartition("."), tensor) for name, tensor in tensors.items())
+        }
+
+    def older(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {
+            name if name.removesuffix(".qweight") in quantized else name.replace(".qweight", ".weight"): tensor
+            for name, tensor in tensors.items()
+        }
+
+    ids = [3, 7, 11, 30, 5]
+    expected = fewbits.LLM(EXPORTS / "custom-awq").logits(ids)
+    for label, change in (("newer", newer), ("older", older)):
+        folder = rewritten("custom-awq", tmp_path / label, change)
+        plan = inspect(folder)
+        assert (plan.errors, plan.warnings, plan.leftover_tensors) == ([], [], [])
+        np.testing.assert_array_equal(fewbits.LLM(folder).logits(ids), expected)
+
+
+def test_a_tensor_under_two_names_is_left_over(tmp_path: Path) -> None:
+    module = "model.layers.0.mlp.up_proj"
+
+    def twice(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return tensors | {f"{module}.qscales": tensors[f"{module}.scales"] * 2}
+
+    plan = inspect(rewritten("custom-awq", tmp_path / "twice", twice))
+    assert plan.leftover_tensors in ([f"{module}.qscales"], [f"{module}.scales"])
+    assert {one.code for one in plan.warnings} == {"tensors-unclaimed"}
+
+
+@pytest.mark.parametrize("name", ["custom-awq", "custom-fp8"])
+def test_a_custom_mode_is_told_by_its_export(name: str, tmp_path: Path) -> None:
+    plan = inspect(copied(name, tmp_path / name, export=None))
+    assert "format-unknown" in {error.code for error in plan.errors}
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "code"),
+    [
+        ("custom-awq", {"bits": 3}, "config-unsupported"),
+        ("custom-awq", {"version": "gemv"}, "config-unsupported"),
+        ("custom-awq", {"zero_point": None}, "config-missing"),
+        ("custom-awq", {"group_size": 0}, "scheme-contradiction"),
+        ("custom-awq", {"group_size": 24}, "tensors-disagree"),
+        ("custom-fp8", {"activation_scheme": "sometimes"}, "config-unsupported"),
+    ],
+)
+def test_what_a_custom_mode_cannot_mean_is_refused(
+    name: str, changes: dict[str, Any], code: str, tmp_path: Path
+) -> None:
+    plan = inspect(copied(name, tmp_path / name, **changes))
+    assert {error.code for error in plan.errors} == {code}
+
+
+def test_the_cache_of_a_custom_mode_is_fp8() -> None:
+    plan = inspect(EXPORTS / "custom-fp8-kv")
+    assert str(plan.kv_cache) == "fp8 tensor static"
+    assert plan.kv_scales == {0: ("model.layers.0.self_attn.k_scale", "model.layers.0.self_attn.v_scale")}

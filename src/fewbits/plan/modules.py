@@ -13,11 +13,12 @@ _SUFFIXES = {
     for suffix in """weight bias weight_packed weight_scale weight_zero_point weight_shape weight_g_idx
     weight_global_scale input_scale input_zero_point input_global_scale output_scale output_zero_point
     weight_scale_2 weight_zero_point_2 input_scale_2 input_zero_point_2 input_rotation input_prescale
-    meta scale_packed""".split()
+    meta scale_packed qweight qzeros qqzeros scales qscales""".split()
 }
 # Files of 2024 have any tensor in parts: <module>.weight.bitmask, <module>.bias.bitmask
 _SPARSE = frozenset(("bitmask", "compressed", "row_offsets", "shape"))
-_WEIGHTS = ("weight", "weight_packed", "bitmask", "weight.bitmask", "weight_packed.bitmask")  # as many dimensions
+# As many dimensions as the module's weight.
+_WEIGHTS = ("weight", "weight_packed", "qweight", "bitmask", "weight.bitmask", "weight_packed.bitmask")
 
 Modules = dict[str, dict[str, TensorInfo]]
 

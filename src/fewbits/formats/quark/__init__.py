@@ -12,7 +12,7 @@ from fewbits.checkpoint import Checkpoint
 from fewbits.errors import Notice
 from fewbits.formats import activations, scales, values
 from fewbits.formats.find import find_config
-from fewbits.formats.quark import stored
+from fewbits.formats.quark import custom, stored
 from fewbits.formats.quark.config import QuarkConfig, Scheme, parse
 from fewbits.formats.quark.matching import CLASSES, Entries
 from fewbits.formats.resolved import Arrays, FormatReport, ModuleKind, Resolved, StoredModule, Warn
@@ -30,11 +30,16 @@ Rule = tuple[str | None, str | None, str | None]  # entries of exclude, layer_qu
 
 
 def claim(checkpoint: Checkpoint) -> Quark | None:
-    """The format, opened, where the checkpoint's quantization block is Quark's own."""
+    """The format, opened, where the checkpoint's quantization block is Quark's own or that of a custom mode."""
     config = find_config(checkpoint)
-    if config is None or str(config.data.get("quant_method", "")).lower() != "quark":
+    if config is None:
         return None
-    return Quark(parse(config))
+    method = str(config.data.get("quant_method", "")).lower()
+    if method == "quark":
+        return Quark(parse(config))
+    if method in custom.METHODS and isinstance(config.data.get("export"), dict):
+        return Custom(custom.parse_custom(config))
+    return None
 
 
 class Quark:
@@ -179,3 +184,19 @@ class Quark:
 def _needed(act: ActSpec | None) -> str | None:
     """The stored scale that a static activation scheme can't do without; a second stage's is NVFP4's global one."""
     return "input_scale_2" if act is not None and act.global_scale else activations.needed(act)
+
+
+class Custom(Quark):
+    """The same under other formats' names."""
+
+    def _scheme(self, kind: ModuleKind, rule: Rule) -> tuple[Scheme, str]:
+        scheme, decided_by = super()._scheme(kind, rule)
+        return scheme, self.config.config.path if scheme.name else decided_by
+
+    def resolve(self, module: StoredModule, rule: Rule) -> Resolved:
+        module, stored_as = custom.renamed(module)
+        resolved = super().resolve(module, rule)
+        return replace(resolved, claimed=tuple(stored_as[suffix] for suffix in resolved.claimed))
+
+    def decode(self, module: str, resolved: Resolved, arrays: Arrays, warn: Warn) -> QLinear:
+        return super().decode(module, resolved, custom.Renamed(arrays), warn)

@@ -63,7 +63,7 @@ def parse(config: Config) -> QuarkConfig:
         everything,
         _schemes(config, "layer_quant_config"),
         _schemes(config, "layer_type_quant_config"),
-        _strings(config, "exclude"),
+        strings(config, "exclude"),
     )
     if config.sub("softmax_quant_spec") is not None:
         config.ignore("softmax_quant_spec")
@@ -73,7 +73,7 @@ def parse(config: Config) -> QuarkConfig:
     if export is not None:
         export.ignore("min_kv_scale", "weight_format", "weight_merge_groups")
         parsed.reorder = export.expect("pack_method", "reorder", "order") == "reorder"
-        _read_cache(parsed, _strings(export, "kv_cache_group"))
+        _read_cache(parsed, strings(export, "kv_cache_group"))
     return parsed
 
 
@@ -101,7 +101,8 @@ def _online_rotations(config: Config) -> Iterator[tuple[str, str]]:
             yield "transform-online", f"{name} ({', '.join(online)}) acts on activations at run time"
 
 
-def _strings(config: Config, key: str) -> list[str]:
+def strings(config: Config, key: str) -> list[str]:
+    """A list of strings, empty where it is absent. Raises CheckpointError."""
     values: list[str] = config.get(key, list, [])
     if not all(isinstance(value, str) for value in values):
         raise CheckpointError("config-type", f"{key} must list strings", source=config.where(key))
