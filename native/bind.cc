@@ -156,11 +156,12 @@ std::vector<T> vector_of(const std::optional<Array>& array, const char* what, co
 void make_product(Product* self, std::shared_ptr<PackedWeight> weight,
                   const std::optional<Array>& bias, const std::string& quantizer,
                   int64_t group_size, float scale, float zero, double global_scale,
-                  double multiplier, const std::optional<Array>& order,
-                  const std::optional<Array>& row_sums) {
+                  const std::string& scale_rounding, double multiplier,
+                  const std::optional<Array>& order, const std::optional<Array>& row_sums) {
   new (self) Product{std::move(weight),
                      vector_of<float>(bias, "a bias", "float32"),
-                     {fewbits::quantizer(quantizer), group_size, scale, zero, global_scale},
+                     {fewbits::quantizer(quantizer), group_size, scale, zero, global_scale,
+                      fewbits::scale_rounding(scale_rounding)},
                      multiplier,
                      vector_of<int32_t>(order, "an order", "int32"),
                      vector_of<float>(row_sums, "row sums", "float32")};
@@ -239,7 +240,8 @@ NB_MODULE(_native, m) {
   nb::class_<Product>(m, "Product")
       .def("__init__", &make_product, nb::arg("weight"), nb::arg("bias").noconvert().none(),
            nb::arg("quantizer") = "none", nb::arg("group_size") = 0, nb::arg("scale") = 1.0f,
-           nb::arg("zero") = 0.0f, nb::arg("global_scale") = 1.0, nb::arg("multiplier") = 1.0,
+           nb::arg("zero") = 0.0f, nb::arg("global_scale") = 1.0,
+           nb::arg("scale_rounding") = "even", nb::arg("multiplier") = 1.0,
            nb::arg("order").noconvert().none() = nb::none(),
            nb::arg("row_sums").noconvert().none() = nb::none());
 

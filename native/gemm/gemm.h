@@ -18,6 +18,7 @@ namespace fewbits {
 WeightKind weight_kind(const std::string& name);
 ScaleKind scale_kind(const std::string& name);
 Quantizer quantizer(const std::string& name);
+ScaleRounding scale_rounding(const std::string& name);
 
 // A weight [N, K] in the kernels' layout. It is filled with blocks of rows, and copies what it is
 // given.

@@ -134,8 +134,13 @@ enum class Quantizer {
   nvfp4,
   mxfp4,
   mxfp6,
+  mxfp6e3m2,
   mxfp8,
 };
+
+// What becomes of the fraction of a group's largest magnitude where a power of two is its scale:
+// "even" rounds it as an element would be.
+enum class ScaleRounding { even, floor, ceil };
 
 struct Activation {
   Quantizer quantizer = Quantizer::none;
@@ -143,6 +148,7 @@ struct Activation {
   float scale = 1;          // static kinds
   float zero = 0;           // int8_static_asymmetric
   double global_scale = 1;  // nvfp4: a multiplier
+  ScaleRounding scale_rounding = ScaleRounding::even;  // mxfp4, mxfp6, mxfp6e3m2
   bool operator==(const Activation&) const = default;
 };
 

@@ -118,8 +118,14 @@ Quantizer quantizer(const std::string& name) {
                                     "nvfp4",
                                     "mxfp4",
                                     "mxfp6",
+                                    "mxfp6e3m2",
                                     "mxfp8"};
   return named<Quantizer>("quantizer", kNames, name);
+}
+
+ScaleRounding scale_rounding(const std::string& name) {
+  constexpr const char* kNames[] = {"even", "floor", "ceil"};
+  return named<ScaleRounding>("rounding of scales", kNames, name);
 }
 
 PackedWeight::PackedWeight(WeightKind kind, int64_t N, int64_t K, int64_t group_size,

@@ -14,6 +14,7 @@ namespace {
 constexpr float kE4m3Max = 448;
 constexpr float kE2m1Max = 6;
 constexpr float kE2m3Max = 7.5f;
+constexpr float kE3m2Max = 28;
 
 // Of magnitudes the bits order as the numbers do, NaN above all.
 inline float largest_magnitude(const float* x, int64_t count) {
@@ -123,10 +124,12 @@ inline uint32_t biased_exponent(int exponent) {
   return static_cast<uint32_t>(exponent < 0 ? 0 : exponent > 254 ? 254 : exponent);
 }
 
-// The exponent of a group's largest magnitude, rounded at the elements' mantissa, less 2.
-inline float shared_exponent(float largest, int mantissa) {
-  const uint32_t rounded = to_bits(largest) + (1u << (23 - mantissa - 1));
-  const int32_t exponent = static_cast<int32_t>(rounded >> 23) - 2;
+// The exponent of a group's largest magnitude, less that of the largest element.
+inline float shared_exponent(ScaleRounding rounding, float largest, int mantissa, int top) {
+  const uint32_t added = rounding == ScaleRounding::even    ? 1u << (23 - mantissa - 1)
+                         : rounding == ScaleRounding::floor ? 0
+                                                            : (1u << 23) - 1;
+  const int32_t exponent = static_cast<int32_t>((to_bits(largest) + added) >> 23) - top;
   return from_e8m0(biased_exponent(exponent));
 }
 
@@ -167,12 +170,16 @@ inline void quantize_group(const Activation& how, const float* x, int64_t count,
       break;
     }
     case Quantizer::mxfp4:
-      *scale = shared_exponent(largest, 1);
+      *scale = shared_exponent(how.scale_rounding, largest, 1, 2);
       divide_group<1, 0>(x, count, *scale, kE2m1Max, codes);
       break;
     case Quantizer::mxfp6:
-      *scale = shared_exponent(largest, 3);
+      *scale = shared_exponent(how.scale_rounding, largest, 3, 2);
       divide_group<3, 0>(x, count, *scale, kE2m3Max, codes);
+      break;
+    case Quantizer::mxfp6e3m2:
+      *scale = shared_exponent(how.scale_rounding, largest, 2, 4);
+      divide_group<2, -2>(x, count, *scale, kE3m2Max, codes);
       break;
     case Quantizer::mxfp8:
       *scale = ceiling_exponent(largest);

@@ -50,6 +50,7 @@ const Activation kActivations[] = {
     {Quantizer::nvfp4, 16, 1, 0, 1.0 / 300},
     {Quantizer::mxfp4, 32},
     {Quantizer::mxfp6, 8},
+    {Quantizer::mxfp6e3m2, 32},
     {Quantizer::mxfp8, 64},
 };
 

@@ -39,6 +39,10 @@ struct Expected {
   float zero = 0;
 };
 
+Activation rounded(Quantizer quantizer, ScaleRounding rounding) {
+  return {quantizer, 1, 1, 0, 1, rounding};
+}
+
 const Expected kExpected[] = {
     // By absmax / 127; by absmax / 127.5 the last code would be -96.
     {{Quantizer::int8_token}, {1, -1, 0.5f, 0.002f, -0.75f}, {127, -127, 64, 0, -95}, {1 / 127.0f}},
@@ -78,6 +82,11 @@ const Expected kExpected[] = {
      {2, 1}},
     {{Quantizer::mxfp4, 1}, {1.74f, 1.75f, 0}, {6, 4, 0}, {0.25f, 0.5f, 0x1p-127f}},
     {{Quantizer::mxfp6, 1}, {6.99f, 7.9f, 450}, {7, 4, 7}, {1, 2, 64}},
+    {{Quantizer::mxfp6e3m2, 1}, {27.9f, 30, 3.4f}, {28, 16, 28}, {1, 2, 0.125f}},
+    {{Quantizer::mxfp6e3m2, 4}, {16, 0.1f, 0.16f, -2.3f}, {16, 0.125f, 0.1875f, -2.5f}, {1}},
+    {rounded(Quantizer::mxfp4, ScaleRounding::floor), {7.9f, 4}, {6, 4}, {1, 1}},
+    {rounded(Quantizer::mxfp4, ScaleRounding::ceil), {4.1f, 4}, {2, 4}, {2, 1}},
+    {rounded(Quantizer::mxfp6, ScaleRounding::ceil), {5, 0}, {2.5f, 0}, {2, 0x1p-127f}},
     {{Quantizer::mxfp8, 1}, {448, 450, 1.75f}, {448, 224, 448}, {1, 2, 0x1p-8f}},
 };
 
@@ -132,6 +141,7 @@ void test_against_plain() {
       how.scale = 0.001f + 0.01f * static_cast<float>(random.below(100));
       how.zero = static_cast<float>(random.below(256) - 128);
       how.global_scale = 1.0 / (1 + random.below(5000));
+      how.scale_rounding = static_cast<ScaleRounding>(random.below(3));
       const Quantized found = quantize(kernels(), how, x),
                       plain = quantize(*row_kernels_ref(), how, x);
       CHECK(same(found.scales, plain.scales) && same({found.zero}, {plain.zero}),

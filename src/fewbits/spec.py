@@ -13,11 +13,13 @@ WHOLE = 0  # in `WeightSpec.block`: the block spans the whole axis
 
 Kind = Literal["int", "uint", "float"]
 Per = Literal["tensor", "token", "group"]
+ScaleRounding = Literal["even", "floor", "ceil"]
 ZeroPoint = Literal["none", "integer", "float"]
 
 _FLOAT_NAMES = {
     (2, 1): "fp4",
     (2, 3): "fp6",
+    (3, 2): "fp6e3m2",
     (4, 3): "fp8",
     (5, 2): "fp8e5m2",
     (5, 10): "float16",
@@ -92,7 +94,11 @@ class WeightSpec:
 
 @dataclass(frozen=True, slots=True)
 class ActSpec:
-    """How a linear's input is quantized before the product. `group_size` is set where `per` is "group"."""
+    """How a linear's input is quantized before the product. `group_size` is set where `per` is "group".
+
+    `scale_rounding`: how the largest magnitude of a group of MXFP4 or MXFP6 becomes a power of two, "even" as an
+    element is rounded.
+    """
 
     kind: Literal["int", "float"]
     bits: int
@@ -104,6 +110,7 @@ class ActSpec:
     scale_dtype: str | None = None
     exponent: int = 0
     mantissa: int = 0
+    scale_rounding: ScaleRounding = "even"
 
     def __str__(self) -> str:
         if self.kind == "float":
@@ -114,7 +121,7 @@ class ActSpec:
             return f"{number} local"
         per = self.per if self.per != "group" else f"g{self.group_size}" if self.group_size else "head"
         if self.scale_dtype == "float8_e8m0fnu":
-            per += " e8m0"
+            per += " e8m0" if self.scale_rounding == "even" else f" e8m0-{self.scale_rounding}"
         text = f"{number} {per} {'dynamic' if self.dynamic else 'static'}"
         return text if self.symmetric else f"{text} asym"
 

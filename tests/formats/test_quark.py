@@ -28,7 +28,6 @@ DESCRIBED = {path.parent.name: json.loads(path.read_text()) for path in sorted(E
 REFUSED = {
     "files-floats": {"scale-missing"},  # the file-to-file exporter gives inputs no scale to calibrate
     "files-step": {"config-missing"},  # a config of one key
-    "floats": {"scheme-unknown", "kernel-none"},  # rounding modes of scales, inputs in e3m2
 }
 NOTICED = {
     "fake-quantized": {"fake-quantized"},

@@ -132,5 +132,8 @@ ACTS = {
     "nvfp4": float_act(2, 1, "group", group_size=16, global_scale=True, scale_dtype="float8_e4m3fn"),
     "mxfp4": float_act(2, 1, "group", group_size=32, scale_dtype=E8M0),
     "mxfp6": float_act(2, 3, "group", group_size=32, scale_dtype=E8M0),
+    "mxfp6e3m2": float_act(3, 2, "group", group_size=32, scale_dtype=E8M0),
+    "mxfp4-floor": float_act(2, 1, "group", group_size=32, scale_dtype=E8M0, scale_rounding="floor"),
+    "mxfp6-ceil": float_act(2, 3, "group", group_size=32, scale_dtype=E8M0, scale_rounding="ceil"),
     "mxfp8": float_act(4, 3, "group", group_size=32, scale_dtype=E8M0),
 }

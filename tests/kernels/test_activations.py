@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -29,6 +30,7 @@ def fp8_group(size):
 NVFP4 = ActSpec("float", 4, "group", True, 16, global_scale=True, exponent=2, mantissa=1)
 MXFP4 = ActSpec("float", 4, "group", True, 32, scale_dtype=E8M0, exponent=2, mantissa=1)
 MXFP6 = ActSpec("float", 6, "group", True, 32, scale_dtype=E8M0, exponent=2, mantissa=3)
+MXFP6E3M2 = ActSpec("float", 6, "group", True, 32, scale_dtype=E8M0, exponent=3, mantissa=2)
 MXFP8 = ActSpec("float", 8, "group", True, 32, scale_dtype=E8M0, exponent=4, mantissa=3)
 
 
@@ -126,9 +128,13 @@ def test_nvfp4():
     [
         (MXFP4, {1.0: 125, 1.74: 125, 1.75: 126, 6.0: 127, 6.99: 127, 7.0: 128, 448: 134, 450: 134, 0.02: 119}),
         (MXFP6, {1.0: 125, 1.74: 125, 1.75: 125, 6.0: 127, 6.99: 127, 7.0: 127, 448: 133, 450: 133, 0.02: 119}),
+        (MXFP6E3M2, {1.0: 123, 1.74: 123, 1.75: 123, 1.9: 124, 28.0: 127, 30.0: 128, 448: 131, 0.02: 117}),
+        (replace(MXFP4, scale_rounding="floor"), {1.0: 125, 1.99: 125, 2.0: 126, 7.99: 127, 0.02: 119}),
+        (replace(MXFP4, scale_rounding="ceil"), {1.0: 125, 1.01: 126, 2.0: 126, 4.01: 128, 0.02: 120}),
+        (replace(MXFP6E3M2, scale_rounding="ceil"), {1.0: 123, 1.01: 124, 16.0: 127, 28.0: 128}),
         (MXFP8, {1.0: 119, 1.74: 119, 1.75: 119, 6.0: 121, 6.99: 121, 7.0: 121, 448: 127, 450: 128, 0.02: 113}),
     ],
-    ids=["mxfp4", "mxfp6", "mxfp8"],
+    ids=str,
 )
 def test_shared_exponents(act, exponents):
     for largest, exponent in exponents.items():
@@ -142,7 +148,9 @@ def test_mxfp4_codes():
     assert found.codes.tolist() == [[4, 0.5, 0, -1.5], [6, 6, 1, -4]]
 
 
-@pytest.mark.parametrize("act", [INT8, INT8_ASYMMETRIC, INT8_GROUP, FP8, fp8_group(8), MXFP4, MXFP6, MXFP8], ids=str)
+@pytest.mark.parametrize(
+    "act", [INT8, INT8_ASYMMETRIC, INT8_GROUP, FP8, fp8_group(8), MXFP4, MXFP6, MXFP6E3M2, MXFP8], ids=str
+)
 def test_rows_are_quantized_by_themselves(act):
     x = np.random.default_rng(3).standard_normal((5, 40)).astype(np.float32) * [[1], [100], [0], [1e-6], [3]]
     x = x.astype(np.float32)

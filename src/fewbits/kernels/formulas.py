@@ -18,6 +18,7 @@ Formula = Literal[
     "nvfp4",
     "mxfp4",
     "mxfp6",
+    "mxfp6e3m2",
     "mxfp8",
 ]
 FORMULAS: tuple[Formula, ...] = get_args(Formula)
@@ -48,6 +49,8 @@ def formula(act: ActSpec) -> Formula | None:
             return "nvfp4"
         if shared_exponent and not act.global_scale:
             return "mxfp4"
-    if group and number == ("float", 6, 2, 3) and shared_exponent:
+    if group and shared_exponent and number == ("float", 6, 2, 3):
         return "mxfp6"
+    if group and shared_exponent and number == ("float", 6, 3, 2):
+        return "mxfp6e3m2"
     return None

@@ -266,11 +266,7 @@ def _act_stage(config: Config) -> ActSpec:
         kind = "dynamic" if dynamic else "static"
         raise PlanError("scheme-unknown", f"{kind} activations, {scheme} along axis {axis}", source=where)
     e8m0 = config.get("scale_format", str, "") == "e8m0"
-    mode: str = config.get("scale_calculation_mode", str, "even")
-    if e8m0 and number.bits < 8 and mode != "even":
-        # What the scale of a group is rounded to; the formulas here round to nearest, ties to even.
-        text = f"activations whose scales are rounded by mode {shorten(mode)}"
-        raise PlanError("scheme-unknown", text, source=config.where("scale_calculation_mode"))
+    mode = config.expect("scale_calculation_mode", "even", "floor", "ceil")
     return ActSpec(
         number.kind,
         number.bits,
@@ -281,4 +277,5 @@ def _act_stage(config: Config) -> ActSpec:
         scale_dtype=E8M0 if e8m0 else None,
         exponent=number.exponent,
         mantissa=number.mantissa,
+        scale_rounding=mode if e8m0 and number.bits < 8 else "even",  # of 8 bits engines round in one way alone
     )

@@ -153,7 +153,7 @@ def _quantizer(linear: QLinear) -> dict[str, Any]:
         return keywords
     keywords["quantizer"] = formula(act)
     if act.per == "group":
-        keywords["group_size"] = act.group_size
+        keywords |= {"group_size": act.group_size, "scale_rounding": act.scale_rounding}
     if not act.dynamic:
         if linear.input_scale is None:
             raise ValueError("a static activation scale is missing")

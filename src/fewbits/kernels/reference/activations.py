@@ -23,6 +23,7 @@ Array = NDArray[Any]
 E4M3_MAX = np.float32(448.0)
 E2M1_MAX = np.float32(6.0)
 E2M3_MAX = np.float32(7.5)
+E3M2_MAX = np.float32(28.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,22 +180,30 @@ def _nvfp4(x: Array, act: ActSpec, statics: Statics) -> Quantized:
     return Quantized(_flat(codes, x.shape[1]), scale, size, global_scale=statics.global_scale)
 
 
-def _shared_exponent(x: Array, act: ActSpec, mantissa: int, dtype: Any, top: np.float32) -> Quantized:
-    """MXFP4 and MXFP6: the exponent of the largest magnitude, rounded at the elements' mantissa, less 2."""
+def _shared_exponent(x: Array, act: ActSpec, dtype: Any, top: np.float32) -> Quantized:
+    """MXFP4 and MXFP6: the exponent of the largest magnitude, less that of the largest element.
+
+    Source of the roundings: quark/torch/quantization/observer/observer.py, get_scale.
+    """
     grouped, size, largest = _grouped(x, act)
-    rounded = largest.view(np.uint32) + np.uint32(1 << (23 - mantissa - 1))
-    exponent = np.clip((rounded >> 23).astype(np.int32) - 2, 0, 254)
+    added = {"even": 1 << (23 - act.mantissa - 1), "floor": 0, "ceil": (1 << 23) - 1}[act.scale_rounding]
+    rounded = largest.view(np.uint32) + np.uint32(added)
+    exponent = np.clip((rounded >> 23).astype(np.int32) - int(np.log2(top)), 0, 254)
     scale = np.ldexp(np.float32(1), exponent - 127)
     codes = _round(grouped / scale[:, :, np.newaxis], dtype, top)
     return Quantized(_flat(codes, x.shape[1]), scale, size)
 
 
 def _mxfp4(x: Array, act: ActSpec, statics: Statics) -> Quantized:
-    return _shared_exponent(x, act, 1, ml_dtypes.float4_e2m1fn, E2M1_MAX)
+    return _shared_exponent(x, act, ml_dtypes.float4_e2m1fn, E2M1_MAX)
 
 
 def _mxfp6(x: Array, act: ActSpec, statics: Statics) -> Quantized:
-    return _shared_exponent(x, act, 3, ml_dtypes.float6_e2m3fn, E2M3_MAX)
+    return _shared_exponent(x, act, ml_dtypes.float6_e2m3fn, E2M3_MAX)
+
+
+def _mxfp6e3m2(x: Array, act: ActSpec, statics: Statics) -> Quantized:
+    return _shared_exponent(x, act, ml_dtypes.float6_e3m2fn, E3M2_MAX)
 
 
 def _mxfp8(x: Array, act: ActSpec, statics: Statics) -> Quantized:
@@ -219,5 +228,6 @@ _QUANTIZERS: dict[Formula, Quantizer] = {
     "nvfp4": _nvfp4,
     "mxfp4": _mxfp4,
     "mxfp6": _mxfp6,
+    "mxfp6e3m2": _mxfp6e3m2,
     "mxfp8": _mxfp8,
 }
