@@ -174,16 +174,49 @@ def write_stepped(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config))
 
 
+def cut_experts(folder: Path) -> None:
+    """A small Step 3.5 with an expert's projections as tensors of their own: <block>.moe[<expert>].<projection>."""
+    fixture = ROOT / "tests" / "fixtures" / "step3p5-bf16"
+    folder.mkdir(exist_ok=True)
+    shutil.copyfile(fixture / "config.json", folder / "config.json")
+    tensors: Tensors = {}
+    for name, tensor in load_file(fixture / "model.safetensors").items():
+        if tensor.dim() == 3:
+            block, projection = name.split(".moe.")
+            tensors |= {f"{block}.moe[{e}].{projection}": part.contiguous() for e, part in enumerate(tensor)}
+        else:
+            tensors[name] = tensor
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    index = {"metadata": {}, "weight_map": dict.fromkeys(tensors, "model.safetensors")}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def stack_experts(folder: Path) -> None:
+    """The tensors of experts as the release has them: weights [E, N, K], scales [E, N]."""
+    stacks: dict[str, list[torch.Tensor]] = {}
+    for name, tensor in load_file(folder / "model.safetensors").items():
+        stacks.setdefault(re.sub(r"\[\d+\]", "", name), []).append(tensor)
+    tensors = {
+        name: torch.stack(parts) if ".moe." in name and len(parts) > 1 else parts[0] for name, parts in stacks.items()
+    }
+    (folder / "model.safetensors.index.json").unlink()
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
 def make(row: Export, folder: Path) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         base = Path(temporary)
         if row.stepped:
             write_stepped(base)
+        elif row.stacked:
+            cut_experts(base)
         else:
             write_base(row.base, base)
         files = row.file_to_file or row.stepped
         folder.mkdir(parents=True)
         decoded, logits = (export_files(row, base, folder), None) if files else export(row, base, folder)
+    if row.stacked:
+        stack_experts(folder)
     for left in ("generation_config.json",):
         (folder / left).unlink(missing_ok=True)
     exporter = "file to file" if files else "in memory"

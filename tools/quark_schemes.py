@@ -34,7 +34,8 @@ class Export:
     """One fixture: what Quark is told, by which of its two exporters.
 
     `layers` maps wildcards to schemes, `types` class names. `stepped` writes a folder with the names of Step 3.5 and
-    has it quantized file to file.
+    has it quantized file to file; `stacked` does that to tests/fixtures/step3p5-bf16, whose experts are cut before and
+    stacked again: Quark takes no tensors of three dimensions.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Export:
     min_kv_scale: float = 0.0
     algorithm: Any = None
     stepped: bool = False
+    stacked: bool = False
 
 
 def _spec(name: str, **options: Any) -> QTensorConfig:
@@ -234,5 +236,13 @@ EXPORTS = (
         PER_TOKEN,
         exclude=("lm_head", "*.share_expert.gate_proj", "*.self_attn.q_proj", "*.moe.gate"),
         stepped=True,
+    ),
+    Export(
+        "files-step-model",
+        "file to file: a small Step 3.5, int8 in stacks [E, N, K] with scales [E, N]",
+        PER_TOKEN,
+        exclude=("lm_head", "model.embed_tokens", "*.share_expert.gate_proj", "*.moe.gate", "model.layers.5.*"),
+        file_to_file=True,
+        stacked=True,
     ),
 )

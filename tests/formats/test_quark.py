@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from make import llama, llama_tensors, write
 from safetensors.numpy import load_file
+from step3p5_reference import Step
 
 import fewbits
 from fewbits.engine.kvcache import KVCache, Part
@@ -358,6 +359,25 @@ def test_scales_that_are_no_scales_are_found(tmp_path: Path) -> None:
 
     with pytest.raises(FewbitsError, match="lm_head.weight_scale"):
         fewbits.LLM(rewritten("int8-per-token-head", tmp_path / "made", change))
+
+
+def test_a_step_3_5_in_int8_runs_as_an_implementation_of_the_tests_own() -> None:
+    """Stacks [E, N, K] with scales [E, N], a shared expert excluded in part: the model that went wrong elsewhere."""
+    folder = EXPORTS / "files-step-model"
+    tensors = load_file(folder / "model.safetensors")
+    assert tensors["model.layers.2.moe.up_proj.weight_scale"].shape == (6, 16)
+    ones = np.ones(1)
+    values = {
+        name: tensor.astype(float) * tensors.get(f"{name}_scale", ones).astype(float)[..., None]
+        if tensor.ndim > 1
+        else tensor.astype(float)
+        for name, tensor in tensors.items()
+    }
+    ids = [3, 7, 11, 30, 5, 9, 22, 40, 1, 17, 35, 2, 8]
+    expected = Step(json.loads((folder / "config.json").read_text()), values).logits(ids)
+    found = fewbits.LLM(folder).logits(ids)
+    # Inputs of 8 bits are what remains between them.
+    assert np.linalg.norm(found - expected) < 0.06 * np.linalg.norm(expected)
 
 
 # ---- custom modes ------------------------------------------------------------------------------------------------
