@@ -5,6 +5,7 @@
     python bench/speculation.py passes MODELS/w4a16-head MODELS/w8a8-head
     python bench/speculation.py decode MODELS/w4a16-head --draft MODELS/w8a8-drafter --acceptance 0.7,0.5,0.4,0.3
     python bench/speculation.py example --draft-tokens 4
+    python bench/speculation.py trees
 
 Rows of results/speculation_passes.csv and speculation_decode.csv are replaced; tools/generate_docs.py shows them.
 
@@ -14,6 +15,9 @@ limit is the larger of two times, bytes over the measured reading rate and multi
 `decode`: a drafter of the true shape and weights of no meaning drafts k tokens, and does all its work; what it proposes
 is then replaced by tokens that are accepted at the given rates (of each position, of all rounds). Beside it stands what
 the limits of the passes allow: tokens a pass over the limits of target and drafter, against the limit of a plain step.
+
+`trees`: what a draft token is worth in tokens a pass, as the next of the chain or as a second guess beside one of it;
+and the tokens a pass of the best trees of so many rows, beside the chain's.
 
 `example`: greedy answers to 64 prompts of held-out code, with and without the drafter, in turns.
 """
@@ -51,6 +55,7 @@ from fewbits.load_drafter import LoadedDrafter  # noqa: E402
 RESULTS = Path(__file__).parent / "results"
 EXAMPLE = ROOT / "examples" / "stdlib-lm" / "w4a16-asym"
 MOST = 8  # draft tokens
+RANKS = 4  # guesses of one step that are looked at
 PASSES, DECODE = RESULTS / "speculation_passes.csv", RESULTS / "speculation_decode.csv"
 KEY = ("model", "draft", "draft_tokens")
 COLOURS = ("#0969da", "#1a7f37", "#bf8700", "#cf222e", "#8250df")
@@ -284,6 +289,67 @@ def example(arguments: argparse.Namespace) -> None:
     store(DECODE, [found], KEY)
 
 
+# ---- trees
+
+
+class Ranked(Eagle):
+    """Of each round with one request: the place of its first draft token, and the best tokens of each step."""
+
+    def __init__(self, loaded: LoadedDrafter, max_pages: int) -> None:
+        super().__init__(loaded, max_pages)
+        self.rounds: list[tuple[int, list[list[int]]]] = []
+
+    def propose(self, wanted: Mapping[int, tuple[Request, int]]) -> None:
+        [(request, _)] = wanted.values()
+        self.rounds.append((request.computed + 1, []))
+        super().propose(wanted)
+
+    def _tokens(self, logits: Any) -> list[int]:
+        ids = self._loaded.ids
+        assert ids is not None and not self._loaded.from_columns
+        self.rounds[-1][1].append(ids[(-logits[0]).argsort()[:RANKS]].tolist())
+        return super()._tokens(logits)
+
+
+def trees(arguments: argparse.Namespace) -> None:
+    """Prints, of greedy answers: at step i of the chain, how often all before it is right and its first, second, …
+    guess too.
+    """
+    llm = LLM(EXAMPLE, draft=arguments.draft, draft_tokens=MOST)
+    assert llm.drafter is not None
+    source = random.Random(0)
+    ids = [token for one in texts() for token in llm.encode(one)]
+    prompts = [ids[start : start + 32] for start in (source.randrange(len(ids) - 32) for _ in range(64))]
+    hits, rounds = [[0] * RANKS for _ in range(MOST)], 0
+    for prompt in prompts:
+        ranked = Ranked(llm.drafter, llm._cache.max_pages)
+        llm._driver = Driver(ranked, Fixed(MOST))
+        params = SamplingParams(max_tokens=arguments.tokens, ignore_eos=True, temperature=arguments.temperature)
+        known = prompt + llm.generate([prompt], params)[0].token_ids
+        for place, steps in ranked.rounds:
+            if len(steps) < MOST or place + MOST > len(known):
+                continue
+            rounds += 1
+            for step, best in enumerate(steps):
+                rank = best.index(known[place + step]) if known[place + step] in best else RANKS
+                if rank < RANKS:
+                    hits[step][rank] += 1
+                if rank:
+                    break
+    shares = [[count / rounds for count in ranks] for ranks in hits]
+    print("step," + ",".join(f"guess {rank + 1}" for rank in range(RANKS)))
+    for step, ranks in enumerate(shares, 1):
+        print(f"{step}," + ",".join(f"{share:.3f}" for share in ranks))
+    # Behind another guess the chain is taken to go on as well as behind the first: more than it can.
+    first = shares[0][0]
+    others = [ranks[rank] * first**further for ranks in shares for rank in range(1, RANKS) for further in range(MOST)]
+    chain = [ranks[0] for ranks in shares]
+    print("rows,chain,tree at most")
+    for rows in range(1, MOST + 1):
+        best = sum(sorted(chain + others, reverse=True)[:rows])
+        print(f"{rows},{1 + sum(chain[:rows]):.2f},{1 + best:.2f}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
@@ -298,6 +364,11 @@ def main() -> None:
     of_decoding.add_argument("--tokens", type=int, default=128)
     of_decoding.add_argument("--repeats", type=int, default=5)
     of_decoding.set_defaults(run=decoding)
+    of_trees = commands.add_parser("trees")
+    of_trees.add_argument("--draft", default=str(EXAMPLE.parent / "drafter-w4a16-asym"))
+    of_trees.add_argument("--temperature", type=float, default=0.0)
+    of_trees.add_argument("--tokens", type=int, default=128)
+    of_trees.set_defaults(run=trees)
     of_example = commands.add_parser("example")
     of_example.add_argument("--draft", default=str(EXAMPLE.parent / "drafter-w4a16-asym"), help="a drafter, or ngram")
     of_example.add_argument("--draft-tokens", type=int)
