@@ -14,30 +14,16 @@ which are forgotten when the target has spoken:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from fewbits.engine.kvcache import KVCache, Part
 from fewbits.engine.request import Request
+from fewbits.engine.speculative.waiting import MOST_WAITING, Waiting, joined
 from fewbits.errors import Notice
 from fewbits.load_drafter import LoadedDrafter
 from fewbits.models.eagle3 import Draft
-
-# Rows that may wait: a draft's first pass then still costs little more than for one row. Prompts are computed at once.
-_MOST_WAITING = 16
-
-
-@dataclass(slots=True)
-class _Sequence:
-    """`states` of the target, pass by pass one for each boundary, of the rows from the end of the drafter's cache on.
-    The cache begins with row `begin`: not all passes are watched, and after a gap the drafter starts anew.
-    """
-
-    begin: int
-    states: list[list[Any]] = field(default_factory=list)
-    waiting: int = 0
 
 
 class Eagle:
@@ -48,7 +34,7 @@ class Eagle:
         self._drafter = loaded.drafter
         self._ops = loaded.drafter.ops
         self._cache = KVCache(loaded.cache_layers, max_pages)
-        self._sequences: dict[int, _Sequence] = {}
+        self._sequences: dict[int, Waiting] = {}
         self.taps: Sequence[int] = loaded.boundaries
 
     def watch(self, request: Request, states: Sequence[Any], new: int) -> None:
@@ -56,12 +42,11 @@ class Eagle:
             return
         name, begin = request.sequence, request.computed - new
         sequence = self._sequences.get(name)
-        if sequence is None or sequence.begin + self._cache.length(name) + sequence.waiting != begin:
+        if sequence is None or sequence.end(self._cache.length(name)) != begin:
             self._cache.free(name)
-            sequence = self._sequences[name] = _Sequence(begin)
-        sequence.states.append([state[:new] for state in states])
-        sequence.waiting += new
-        if sequence.waiting > _MOST_WAITING:
+            sequence = self._sequences[name] = Waiting(begin)
+        sequence.add([state[:new] for state in states], new)
+        if sequence.rows > MOST_WAITING:
             self._catch_up([request], keep=1)
 
     def propose(self, wanted: Mapping[int, tuple[Request, int]]) -> None:
@@ -94,11 +79,8 @@ class Eagle:
             request.draft_ids = drafts[name]
 
     def _follows(self, request: Request) -> bool:
-        """Whether the states that the next guess reads are there: not if the last pass wasn't watched."""
         sequence = self._sequences.get(request.sequence)
-        if sequence is None or not sequence.waiting:
-            return False
-        return sequence.begin + self._cache.length(request.sequence) + sequence.waiting == request.computed
+        return sequence is not None and sequence.reaches(self._cache.length(request.sequence), request.computed)
 
     def _catch_up(self, requests: Sequence[Request], keep: int = 0) -> Draft:
         """Compute the rows that wait, but for the last `keep`; without these, also the guess of each request's last
@@ -109,17 +91,16 @@ class Eagle:
         for request, sequence in zip(requests, waiting, strict=True):
             begin, end = sequence.begin + self._cache.length(request.sequence), request.computed - keep
             parts.append(Part(request.sequence, request.known_ids(begin + 1, end + 1), logits=int(not keep)))
-            states += [[state[: end - begin] for state in _joined(sequence.states)]]
+            states += [[state[: end - begin] for state in sequence.all()]]
         batch = self._cache.batch(parts)
         try:
-            draft = self._drafter.forward(batch, self._drafter.combine(_joined(states)), self._cache)
+            draft = self._drafter.forward(batch, self._drafter.combine(joined(states)), self._cache)
         except BaseException:
             for part in parts:
                 self._cache.truncate(part.sequence, self._cache.length(part.sequence) - len(part.token_ids))
             raise
         for sequence in waiting:
-            sequence.states = [[state[len(state) - keep :] for state in _joined(sequence.states)]] if keep else []
-            sequence.waiting = keep
+            sequence.keep(keep)
         return draft
 
     def _tokens(self, logits: Any) -> list[int]:
@@ -145,10 +126,3 @@ class Eagle:
             f" Its modules: {modules}"
         )
         return Notice("draft-rejected", "", text)
-
-
-def _joined(pieces: Sequence[Sequence[Any]]) -> list[Any]:
-    """States of several passes or sequences, one for each boundary."""
-    if len(pieces) == 1:
-        return list(pieces[0])
-    return [np.concatenate(states) for states in zip(*pieces, strict=True)]

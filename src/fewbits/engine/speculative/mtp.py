@@ -21,23 +21,17 @@ import numpy as np
 
 from fewbits.engine.kvcache import KVCache, Part
 from fewbits.engine.request import Request
+from fewbits.engine.speculative.waiting import MOST_WAITING, Waiting
 from fewbits.errors import Notice
 from fewbits.kernels.batch import CacheLayer
 from fewbits.kernels.ops import Ops
 from fewbits.models.mtp import MtpModule
 
-_MOST_WAITING = 16  # rows; see speculative.eagle
-
 
 @dataclass(slots=True)
-class _Sequence:
-    """`states` of the model, of rows that no module has seen; `last[m]`: what module m made of its last row that stays.
-    Caches begin with row `begin`: not all passes are watched, and after a gap all start anew.
-    """
+class _Sequence(Waiting):
+    """Of rows that no module has seen. `last[m]`: what module m made of its last row that stays."""
 
-    begin: int
-    states: list[Any] = field(default_factory=list)
-    waiting: int = 0
     last: list[Any] = field(default_factory=list)
 
 
@@ -65,14 +59,13 @@ class Mtp:
             return
         name, begin = request.sequence, request.computed - new
         sequence = self._sequences.get(name)
-        if sequence is None or sequence.begin + self._caches[0].length(name) + sequence.waiting != begin:
+        if sequence is None or sequence.end(self._caches[0].length(name)) != begin:
             for cache in self._caches:
                 cache.free(name)
             sequence = self._sequences[name] = _Sequence(begin)
         state = states[0][:new]
-        sequence.states.append(state if self._norm is None else self._ops.computed(self._norm(state)))
-        sequence.waiting += new
-        if sequence.waiting > _MOST_WAITING:
+        sequence.add([state if self._norm is None else self._ops.computed(self._norm(state))], new)
+        if sequence.rows > MOST_WAITING:
             self._draft([request], [1])
 
     def propose(self, wanted: Mapping[int, tuple[Request, int]]) -> None:
@@ -82,11 +75,8 @@ class Mtp:
             request.draft_ids = draft[:count]
 
     def _follows(self, request: Request) -> bool:
-        """Whether the states that the next guess reads are there: not if the last pass wasn't watched."""
         sequence = self._sequences.get(request.sequence)
-        if sequence is None or not sequence.waiting:
-            return False
-        return sequence.begin + self._caches[0].length(request.sequence) + sequence.waiting == request.computed
+        return sequence is not None and sequence.reaches(self._caches[0].length(request.sequence), request.computed)
 
     def _draft(self, requests: Sequence[Request], counts: Sequence[int]) -> list[list[int]]:
         """Tokens behind what is known of each request, its count by a single module, or one by each; all rows are
@@ -97,7 +87,7 @@ class Mtp:
             return drafts
         sequences = [self._sequences[request.sequence] for request in requests]
         lasts: list[list[Any]] = [[] for _ in requests]
-        given = [np.concatenate(one.states) if len(one.states) > 1 else one.states[0] for one in sequences]
+        given = [one.all()[0] for one in sequences]
         begins = [self._caches[0].length(request.sequence) for request in requests]  # the first row of what is given
         ends = [request.computed - one.begin for request, one in zip(requests, sequences, strict=True)]
         lengths = [[cache.length(request.sequence) for request in requests] for cache in self._caches]
@@ -131,7 +121,7 @@ class Mtp:
                         cache.truncate(request.sequence, length)
             raise
         for index, request in enumerate(requests):
-            sequences[index].states, sequences[index].waiting = [], 0
+            sequences[index].keep(0)
             sequences[index].last = lasts[index]
             for number, cache in enumerate(self._caches):
                 cache.truncate(request.sequence, max(ends[index] - number, 0))
