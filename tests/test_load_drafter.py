@@ -7,6 +7,7 @@ are rounded to 8 bits in fewbits alone.
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -107,6 +108,39 @@ def test_the_drafters_head_is_quantized_by_its_own_config_and_the_targets_by_its
     assert specs["lm_head"] == "int8 channel × a16"
     assert specs["fc"] == specs["midlayer.mlp.down_proj"] == "bfloat16"
     assert str(next(row.spec for row in native.plan.rows if row.name == "lm_head")) == "uint4 g32 asym × a16"
+
+
+def test_a_drafters_cache_is_kept_as_its_own_config_says(native: Loaded, tmp_path: Path) -> None:
+    """By its own scales, under its own names; the target's has nothing to do with it."""
+    scales = {"k_scale": 0.02, "v_scale": 0.01}
+    block = json.loads((DRAFTERS / "w8a8-head" / "config.json").read_text())["quantization_config"]
+    fp8 = {"num_bits": 8, "type": "float", "strategy": "tensor", "symmetric": True, "dynamic": False}
+    block |= {"kv_cache_scheme": fp8}
+
+    def scaled(tensors: Tensors) -> None:
+        tensors |= {f"midlayer.self_attn.{name}": np.full(1, value, np.float32) for name, value in scales.items()}
+
+    folder = changed(tmp_path / "scaled", "w8a8-head", scaled, quantization_config=block)
+    loaded = load_drafter(folder, native)
+    [layer] = loaded.cache_layers
+    assert layer.dtype == "fp8"
+    np.testing.assert_allclose([layer.k_scale, layer.v_scale], [[0.02, 0.02], [0.01, 0.01]])
+    assert not loaded.plan.warnings and not loaded.plan.leftover_tensors
+    known = expected("w8a8-head")
+    plain = first_logits(load_drafter(DRAFTERS / "w8a8-head", native), known)
+    found = first_logits(loaded, known)
+    assert 0 < np.linalg.norm(found - plain) < QUANTIZED["float"] * np.linalg.norm(plain)
+
+    missing = inspect(changed(tmp_path / "missing", "w8a8-head", quantization_config=block))
+    [warning] = [one for one in missing.warnings if one.code == "kv-scales-missing"]
+    assert warning.module == "midlayer.self_attn"
+
+
+def first_logits(loaded: LoadedDrafter, known: Tensors) -> np.ndarray:
+    cache = KVCache(loaded.cache_layers, max_pages=8)
+    tokens = known["tokens"].tolist()
+    batch = cache.batch([Part(0, tokens, len(tokens))])
+    return np.asarray(loaded.drafter.forward(batch, loaded.drafter.combine(parts(known)), cache).logits)
 
 
 def test_a_head_may_stay_as_it_is_while_everything_else_is_quantized(native: Loaded) -> None:

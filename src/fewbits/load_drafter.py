@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from fewbits.checkpoint import TensorReader, open_checkpoint
 from fewbits.errors import Notice, PlanError
 from fewbits.kernels.batch import CacheLayer
-from fewbits.load import Loaded, pack
+from fewbits.load import Loaded, kv_scales, pack
 from fewbits.models import family_for
 from fewbits.models.eagle3 import Drafter, Eagle3Config, Names, check_boundaries
 from fewbits.plan import LoadPlan, Row, plan, require_runnable
@@ -89,6 +89,7 @@ def load_drafter(
                 of_target[part] = "it isn't stored"
             elif _equal(row, own, its, theirs):
                 of_target[part] = "its own is equal to it"
+        scales = kv_scales(planned, own)
         ids = _ids(config, own.read(names.offsets).reshape(-1)) if config.reduced else None
     for part, name in (("embedding", names.embedding), ("head", names.head)):
         if part in of_target and config.hidden != target.decoder.config.hidden:
@@ -103,7 +104,7 @@ def load_drafter(
         notices += _unlike(embedding, target.params["model.embed_tokens"], config.vocab, names.embedding)
     drafter = Drafter(config, params, embedding, head, ops)
     from_columns = "head" in of_target and ids is not None
-    layers_kept = config.cache_layers(planned.cache_dtype)
+    layers_kept = config.cache_layers(planned.cache_dtype, scales)
     return LoadedDrafter(planned, drafter, layers_kept, chosen, why, ids, of_target, from_columns, [*found, *notices])
 
 

@@ -71,8 +71,9 @@ def choose_cache(
         return
     if plan.model is None:
         return
+    stored = {row.name for row in plan.rows}
     for layer, config in enumerate(plan.model.layers):
-        name = f"model.layers.{layer}.self_attn"
+        name = plan.model.attention(layer, stored)
         if not config.attention.stored_scales:
             text = f"its scales are of latents, and keys and values of heads are cached; it stays {plan.cache_dtype}"
             warn("kv-scheme-unsupported", name, text)
