@@ -34,8 +34,7 @@ NOTICED = {
     "fake-quantized": {"fake-quantized"},
     "custom-fp8-kv": {"act-scale-unused"},  # k_proj and v_proj were calibrated, the config says dynamic for all
 }
-IN_NUMPY = ("integers-narrow",)  # zero points that are floats: with --allow-reference
-RUN = [name for name in DESCRIBED if name not in (*REFUSED, *IN_NUMPY)]
+RUN = [name for name in DESCRIBED if name not in REFUSED]
 # What expected.json says of it isn't what Quark wrote: the scale in the file isn't the one that it was made with.
 NOT_AS_DESCRIBED = {"files-floats": {"model.layers.0.self_attn.v_proj"}}
 
@@ -107,7 +106,7 @@ def reference_logits(loaded: Any, ids: list[int]) -> np.ndarray:
 FAR = {"nvfp4-head": 0.25, "integers-narrow": 0.2}
 
 
-@pytest.mark.parametrize("name", [name for name in (*RUN, *IN_NUMPY) if "logits" in DESCRIBED[name]])
+@pytest.mark.parametrize("name", [name for name in RUN if "logits" in DESCRIBED[name]])
 def test_logits_are_those_of_quarks_own_model(name: str) -> None:
     expected = np.array(DESCRIBED[name]["logits"])
     found = fewbits.LLM(EXPORTS / name, allow_reference=True).logits(DESCRIBED[name]["prompt"])
@@ -378,6 +377,32 @@ def test_a_step_3_5_in_int8_runs_as_an_implementation_of_the_tests_own() -> None
     found = fewbits.LLM(folder).logits(ids)
     # Inputs of 8 bits are what remains between them.
     assert np.linalg.norm(found - expected) < 0.06 * np.linalg.norm(expected)
+
+
+def test_zero_points_that_were_floats_are_codes_where_codes_can_be_that(tmp_path: Path) -> None:
+    """Quark writes them as int32, whatever their size; those of which none is a code run in NumPy."""
+    module = "model.layers.0.mlp.up_proj"
+
+    def below(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        zero = tensors[f"{module}.weight_zero_point"].copy()
+        zero[0, 0] = -3
+        return tensors | {f"{module}.weight_zero_point": zero}
+
+    def of(folder: Path) -> Any:
+        plan = inspect(folder)
+        row = next(row for row in plan.rows if row.name == module)
+        assert plan.checkpoint is not None
+        with plan.checkpoint.reader() as reader:
+            return row, decode(plan, row, reader)[0].weight
+
+    row, weight = of(EXPORTS / "integers-narrow")
+    assert (str(row.spec), row.executed_as) == ("uint4 g16 asym × a16", "native")
+    changed, other = of(rewritten("integers-narrow", tmp_path / "below", below))
+    assert (str(changed.spec), changed.executed_as) == ("uint4 g16 float-zero × a16", "reference")
+    before, after = weight.dequantize(), other.dequantize()
+    zero, scale = weight.zero[0, 0], float(weight.scale[0, 0])
+    np.testing.assert_allclose(after[0, :16] - before[0, :16], (int(zero) + 3) * scale)
+    np.testing.assert_array_equal(after[1:], before[1:])
 
 
 # ---- custom modes ------------------------------------------------------------------------------------------------

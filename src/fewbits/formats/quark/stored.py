@@ -126,7 +126,22 @@ def fit(module: StoredModule, scheme: Scheme, reorder: bool) -> tuple[Layout, We
     reorder = reorder and packed and not _plain_order(spec, tensors, by_file)
     layout = Layout(_name(number), transposed, scale_transposed, reorder)
     _check_zero(module.tensors, spec, layout, wanted)
+    if spec.zero_point == "float" and _whole(module, suffix_of_zero(spec), number.bits):
+        spec = replace(spec, zero_point="integer")
     return layout, spec, shape
+
+
+def _whole(module: StoredModule, suffix: str, bits: int) -> bool:
+    """Whether zero points that are floats in Quark's memory are whole and small: it writes them as int32."""
+    if module.tensors[suffix].dtype != "I32":
+        return False
+    stored = module.peek(suffix)
+    return stored is None or bool(stored.min(initial=0) >= 0 and stored.max(initial=0) <= _largest_zero(bits))
+
+
+def _largest_zero(bits: int) -> int:
+    """Kernels keep zero points as int8 about the codes' middle: of fewer than 8 bits they may lie beyond these."""
+    return (1 << (bits - 1)) + 127
 
 
 def _plain_order(spec: WeightSpec, tensors: Tensors, by_file: bool) -> bool:
@@ -247,8 +262,10 @@ def _zero_point(
         columns = stored_as[1] if spec.block[1] != WHOLE else blocks[0] * blocks[1]
         if stored.size == blocks[0] * blocks[1] and (number.codes == 1 or stored.size != number.width(columns)):
             low = -middle if number.signed else 0
-            if stored.min(initial=0) < low or stored.max(initial=0) >= low + 2 * middle:
-                raise CheckpointError("code-range", f"zero points outside of {number.bits} bits", module=name)
+            if stored.min(initial=0) < low or stored.max(initial=0) > low + _largest_zero(number.bits):
+                raise CheckpointError(
+                    "code-range", f"zero points too far from codes of {number.bits} bits", module=name
+                )
             zero = (stored.astype(np.int64) - low).astype(np.uint8)
         else:
             rows = np.ascontiguousarray(stored.reshape(-1, number.width(columns)))
