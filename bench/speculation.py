@@ -258,15 +258,19 @@ def decoding(arguments: argparse.Namespace) -> None:
 # ---- the example
 
 
+def held_out(llm: LLM, seed: int = 0) -> list[list[int]]:
+    """64 prompts of 32 tokens."""
+    source = random.Random(seed)
+    ids = [token for one in texts() for token in llm.encode(one)]
+    return [ids[start : start + 32] for start in (source.randrange(len(ids) - 32) for _ in range(64))]
+
+
 def example(arguments: argparse.Namespace) -> None:
     plain = LLM(EXAMPLE)
     drafted = LLM(EXAMPLE, draft=arguments.draft, draft_tokens=arguments.draft_tokens)
-    source = random.Random(arguments.seed)
-    ids = [token for one in texts() for token in plain.encode(one)]
-    prompts = [ids[start : start + 32] for start in (source.randrange(len(ids) - 32) for _ in range(64))]
     params = SamplingParams(max_tokens=arguments.tokens, temperature=arguments.temperature, ignore_eos=True)
     gains, rates = [], []
-    for prompt in prompts:
+    for prompt in held_out(plain, arguments.seed):
         [one], [other] = plain.generate([prompt], params), drafted.generate([prompt], params)
         assert one.token_ids == other.token_ids
         assert one.decode_tokens_per_s and other.decode_tokens_per_s
@@ -312,16 +316,13 @@ class Ranked(Eagle):
 
 
 def trees(arguments: argparse.Namespace) -> None:
-    """Prints, of greedy answers: at step i of the chain, how often all before it is right and its first, second, …
-    guess too.
+    """Prints, of answers to held-out code, how often all before a step of the chain is right and its first, second, …
+    guess too; and the tokens a pass that follow from it.
     """
     llm = LLM(EXAMPLE, draft=arguments.draft, draft_tokens=MOST)
     assert llm.drafter is not None
-    source = random.Random(0)
-    ids = [token for one in texts() for token in llm.encode(one)]
-    prompts = [ids[start : start + 32] for start in (source.randrange(len(ids) - 32) for _ in range(64))]
     hits, rounds = [[0] * RANKS for _ in range(MOST)], 0
-    for prompt in prompts:
+    for prompt in held_out(llm):
         ranked = Ranked(llm.drafter, llm._cache.max_pages)
         llm._driver = Driver(ranked, Fixed(MOST))
         params = SamplingParams(max_tokens=arguments.tokens, ignore_eos=True, temperature=arguments.temperature)

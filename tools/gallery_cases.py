@@ -163,8 +163,6 @@ def tied(folder: Path) -> Path:
 
 
 FP8_CACHE = {"num_bits": 8, "type": "float", "strategy": "tensor", "symmetric": True, "dynamic": False}
-
-
 QUARK = Path(__file__).resolve().parents[1] / "tests" / "exports" / "quark"
 
 

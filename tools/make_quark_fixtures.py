@@ -154,6 +154,13 @@ def export_files(row: Export, base: Path, folder: Path) -> Tensors:
     return decoded
 
 
+def write_indexed(folder: Path, tensors: Tensors) -> None:
+    """The file-to-file exporter wants an index."""
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    index = {"metadata": {}, "weight_map": dict.fromkeys(tensors, "model.safetensors")}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
 def write_stepped(folder: Path) -> None:
     """A folder with the names of Step 3.5: a layer with a shared expert beside routed ones, which aren't here."""
     attention = {"q_proj": (64, 64), "k_proj": (32, 64), "v_proj": (32, 64), "o_proj": (64, 64)}
@@ -167,9 +174,7 @@ def write_stepped(folder: Path) -> None:
     }
     tensors["model.norm.weight"] = torch.ones(64, dtype=torch.bfloat16)
     folder.mkdir(exist_ok=True)
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    index = {"metadata": {}, "weight_map": dict.fromkeys(tensors, "model.safetensors")}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    write_indexed(folder, tensors)
     config = {"architectures": ["Step3p5ForCausalLM"], "model_type": "step3p5", "torch_dtype": "bfloat16"}
     (folder / "config.json").write_text(json.dumps(config))
 
@@ -186,9 +191,7 @@ def cut_experts(folder: Path) -> None:
             tensors |= {f"{block}.moe[{e}].{projection}": part.contiguous() for e, part in enumerate(tensor)}
         else:
             tensors[name] = tensor
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    index = {"metadata": {}, "weight_map": dict.fromkeys(tensors, "model.safetensors")}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    write_indexed(folder, tensors)
 
 
 def stack_experts(folder: Path) -> None:

@@ -379,8 +379,8 @@ def test_a_step_3_5_in_int8_runs_as_an_implementation_of_the_tests_own() -> None
     assert np.linalg.norm(found - expected) < 0.06 * np.linalg.norm(expected)
 
 
-def test_zero_points_that_were_floats_are_codes_where_codes_can_be_that(tmp_path: Path) -> None:
-    """Quark writes them as int32, whatever their size; those of which none is a code run in NumPy."""
+def test_zero_points_that_were_floats_run_natively_where_they_are_small(tmp_path: Path) -> None:
+    """Quark writes them as int32, whatever their size; modules with one that kernels can't keep run in NumPy."""
     module = "model.layers.0.mlp.up_proj"
 
     def below(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

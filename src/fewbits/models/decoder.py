@@ -71,7 +71,7 @@ class DecoderConfig:
         block = self.layers[_layer_of(expert)].feed_forward
         return block.routing.top_k / block.experts if isinstance(block, MoeConfig) else 1.0
 
-    def attention(self, layer: int, stored: Container[str] = ()) -> str:
+    def attention_name(self, layer: int, stored: Container[str] = ()) -> str:
         """The module whose keys and values a layer of the cache holds, by the checkpoint's names."""
         return f"{_LAYERS}{layer}.self_attn"
 

@@ -161,7 +161,7 @@ class Eagle3Config:
     def share_of_tokens(self, expert: str) -> float:
         return 1.0
 
-    def attention(self, layer: int, stored: Container[str] = ()) -> str:
+    def attention_name(self, layer: int, stored: Container[str] = ()) -> str:
         return f"{Names(stored).layer(layer)}.self_attn"
 
     def cache_layers(self, dtype: CacheDtype, scales: Any = None) -> tuple[CacheLayer, ...]:

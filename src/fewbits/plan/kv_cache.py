@@ -73,7 +73,7 @@ def choose_cache(
         return
     stored = {row.name for row in plan.rows}
     for layer, config in enumerate(plan.model.layers):
-        name = plan.model.attention(layer, stored)
+        name = plan.model.attention_name(layer, stored)
         if not config.attention.stored_scales:
             text = f"its scales are of latents, and keys and values of heads are cached; it stays {plan.cache_dtype}"
             warn("kv-scheme-unsupported", name, text)

@@ -21,7 +21,7 @@ import numpy as np
 
 from fewbits.engine.kvcache import KVCache, Part
 from fewbits.engine.request import Request
-from fewbits.engine.speculative.waiting import MOST_WAITING, Waiting
+from fewbits.engine.speculative.waiting import MOST_WAITING, Waiting, joined
 from fewbits.errors import Notice
 from fewbits.kernels.batch import CacheLayer
 from fewbits.kernels.ops import Ops
@@ -101,9 +101,9 @@ class Mtp:
                     first = sequences[index].begin + begin
                     tokens = request.known_ids(first, request.computed + 1) + drafts[index]
                     parts.append(Part(request.sequence, tokens[number : number + ends[index] - begin]))
-                    states.append(given[index])
+                    states.append([given[index]])
                     begins[index] = begin
-                guess = module.forward(cache.batch(parts), _joined(states), cache.layers[0])
+                guess = module.forward(cache.batch(parts), joined(states)[0], cache.layers[0])
                 best = self._ops.argmax(guess.logits).tolist()
                 row = 0
                 for index, part in enumerate(parts):
@@ -134,7 +134,7 @@ class Mtp:
         (module,), (cache,) = self._modules, self._caches
         while going := [index for index, draft in enumerate(drafts) if len(draft) < counts[index]]:
             batch = cache.batch([Part(requests[index].sequence, drafts[index][-1:]) for index in going])
-            guess = module.forward(batch, _joined([states[index] for index in going]), cache.layers[0])
+            guess = module.forward(batch, joined([[states[index]] for index in going])[0], cache.layers[0])
             for row, (index, token) in enumerate(zip(going, self._ops.argmax(guess.logits).tolist(), strict=True)):
                 drafts[index].append(token)
                 states[index] = guess.states[row : row + 1]
@@ -147,7 +147,3 @@ class Mtp:
     def doubt(self) -> Notice:
         names = f"{len(self._modules)} MTP modules"
         return Notice("draft-rejected", "", f"the model's own {names} guess nothing that it says")
-
-
-def _joined(states: Sequence[Any]) -> Any:
-    return states[0] if len(states) == 1 else np.concatenate(states)

@@ -21,7 +21,7 @@ from fewbits.formats.resolved import Arrays, StoredModule
 
 METHODS = ("awq", "fp8")
 
-# Since transformers 5.6 names are changed twice on saving: scales have a q more, and weights that aren't quantized too.
+# Since transformers 5.6 every weight becomes a qweight on saving, norms too; scales and zero points may get a q more.
 _NAMES = {
     "qweight": "weight",
     "scales": "weight_scale",
@@ -43,7 +43,8 @@ def names(tensors: Mapping[str, Any]) -> dict[str, str]:
 def renamed(module: StoredModule) -> tuple[StoredModule, dict[str, str]]:
     """The module with its tensors under Quark's own names, and where they are stored."""
     stored = names(module.tensors)
-    return module._replace(tensors={name: module.tensors[suffix] for name, suffix in stored.items()}), stored
+    tensors = {name: module.tensors[suffix] for name, suffix in stored.items()}
+    return module._replace(tensors=tensors, peek=lambda name: module.peek(stored[name])), stored
 
 
 class Renamed(Mapping[str, NDArray[Any]]):
