@@ -48,12 +48,12 @@ bool spin_until(Done done) {
 // left: it waits for those who joined and never for a worker that still sleeps.
 class Pool {
  public:
-  explicit Pool(int threads) : threads_(threads) {
+  explicit Pool(int threads) : threads_(threads), parts_(threads) {
     // Signals belong to the program's own threads: Python's main thread must see Ctrl-C.
     sigset_t all, before;
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);
-    for (int i = 1; i < threads; ++i) workers_.emplace_back([this] { worker(); });
+    for (int i = 1; i < threads; ++i) workers_.emplace_back([this, i] { worker(i); });
     pthread_sigmask(SIG_SETMASK, &before, nullptr);
   }
 
@@ -66,12 +66,14 @@ class Pool {
   void run(int64_t count, void (*fn)(void*, int64_t, int64_t), void* context) {
     fn_ = fn;
     context_ = context;
-    count_ = count;
     chunk_ = std::max<int64_t>(1, count / (threads_ * kChunksPerThread));
-    next_.store(0, std::memory_order_relaxed);
+    for (int i = 0; i < threads_; ++i) {
+      parts_[i].next.store(count * i / threads_, std::memory_order_relaxed);
+      parts_[i].end = count * (i + 1) / threads_;
+    }
     gate_.store(kOpen, std::memory_order_release);
     announce();
-    take_chunks();
+    take_chunks(0);
     gate_.fetch_and(~kOpen, std::memory_order_acq_rel);
     const auto closed = [this] { return gate_.load(std::memory_order_acquire) == 0; };
     if (spin_until(closed)) return;
@@ -81,6 +83,12 @@ class Pool {
   }
 
  private:
+  // Of the work. Neighbours stay with one thread, so that it reads memory in order.
+  struct alignas(64) Part {
+    std::atomic<int64_t> next{0};
+    int64_t end = 0;
+  };
+
   static constexpr uint32_t kOpen = 1u << 31;  // the other bits of gate_ count the workers inside
 
   void announce() {
@@ -88,15 +96,19 @@ class Pool {
     epoch_.notify_all();
   }
 
-  void take_chunks() {
-    for (;;) {
-      const int64_t begin = next_.fetch_add(chunk_, std::memory_order_relaxed);
-      if (begin >= count_) return;
-      fn_(context_, begin, std::min(begin + chunk_, count_));
+  // A thread's own part first, then what others have left of theirs.
+  void take_chunks(int thread) {
+    for (int i = 0; i < threads_; ++i) {
+      Part& part = parts_[(thread + i) % threads_];
+      for (;;) {
+        const int64_t begin = part.next.fetch_add(chunk_, std::memory_order_relaxed);
+        if (begin >= part.end) break;
+        fn_(context_, begin, std::min(begin + chunk_, part.end));
+      }
     }
   }
 
-  void worker() {
+  void worker(int thread) {
     uint32_t seen = 0;
     for (;;) {
       const auto called = [&] { return epoch_.load(std::memory_order_acquire) != seen; };
@@ -106,7 +118,7 @@ class Pool {
       uint32_t gate = gate_.load(std::memory_order_relaxed);
       while (gate & kOpen) {
         if (!gate_.compare_exchange_weak(gate, gate + 1, std::memory_order_acq_rel)) continue;
-        take_chunks();
+        take_chunks(thread);
         if (gate_.fetch_sub(1, std::memory_order_acq_rel) == 1) gate_.notify_one();
         break;
       }
@@ -116,9 +128,8 @@ class Pool {
   const int threads_;
   void (*fn_)(void*, int64_t, int64_t) = nullptr;
   void* context_ = nullptr;
-  int64_t count_ = 0;
   int64_t chunk_ = 1;
-  alignas(64) std::atomic<int64_t> next_{0};
+  std::vector<Part> parts_;
   alignas(64) std::atomic<uint32_t> gate_{0};
   alignas(64) std::atomic<uint32_t> epoch_{0};
   std::atomic<bool> stopping_{false};
