@@ -21,6 +21,8 @@ struct Expert {
   std::shared_ptr<const Product> down;
 };
 
+struct Form;
+
 class Experts {
  public:
   // Throws std::invalid_argument where shapes don't fit, or what Gemm doesn't take.
@@ -44,6 +46,8 @@ class Experts {
   int64_t h_ = 0, w_ = 0;
   Gating gating_;
   std::vector<Bound> experts_;
+  std::vector<Form> forms_;
+  std::vector<int32_t> takers_;  // of forms of x: experts
 };
 
 }  // namespace fewbits

@@ -187,6 +187,17 @@ void Rows::set(int64_t m, const float* x) const {
   }
 }
 
+void Rows::copy(int64_t m, const Rows& other, int64_t row) const {
+  const auto take = [&](auto* to, const auto* from, int64_t stride) {
+    memcpy(to + m * stride, from + row * stride, stride * 4);
+  };
+  take(values_, other.values_, form_->value_stride);
+  if (form_->kernel->sums) take(sums_, other.sums_, form_->span_stride);
+  if (form_->product->activation.group_size) take(scales_, other.scales_, form_->span_stride);
+  take(factors_, other.factors_, 1);
+  take(zeros_, other.zeros_, 1);
+}
+
 BoundProduct::BoundProduct(std::shared_ptr<const Product> given) : product(std::move(given)) {
   const PackedWeight& weight = *product->weight;
   const int64_t N = weight.N(), K = weight.K();
@@ -219,11 +230,12 @@ BoundProduct::BoundProduct(std::shared_ptr<const Product> given) : product(std::
   kernel = choose_kernel(weight.kind(), dot_kind(*product));
 }
 
-void BoundProduct::multiply(const Rows& x, int64_t begin, int64_t rows, int64_t index, float* out,
-                            int64_t stride, bool add) const {
+void BoundProduct::multiply(const Rows& x, int64_t begin, int64_t rows, int64_t index,
+                            const uint32_t* next, const Target& target) const {
   const Form& form = *x.form_;
   const Activation& activation = product->activation;
   GemmPanel panel = product->weight->panel(index);
+  panel.next = next;
   panel.list = {form.spans.data(), static_cast<int64_t>(form.spans.size())};
   const float* const sums = kernel->sums ? x.sums_ + begin * form.span_stride : nullptr;
   const float* const scales =
@@ -247,8 +259,8 @@ void BoundProduct::multiply(const Rows& x, int64_t begin, int64_t rows, int64_t 
   const bool zeros = has_row_zero(activation);
   if (!product->bias.empty()) std::copy_n(product->bias.data() + n, columns, bias);
   if (zeros) std::copy_n(product->row_sums.data() + n, columns, row_sums);
-  row_kernels().finish({out, stride, columns, factor, zeros ? x.zeros_ + begin : nullptr, row_sums,
-                        product->bias.empty() ? nullptr : bias, add},
+  row_kernels().finish({target, columns, factor, zeros ? x.zeros_ + begin : nullptr, row_sums,
+                        product->bias.empty() ? nullptr : bias},
                        rows, totals);
 }
 

@@ -33,6 +33,9 @@ class Rows {
   // Prepares row m of x [K].
   void set(int64_t m, const float* x) const;
 
+  // Takes row m over from `other`, of the same form.
+  void copy(int64_t m, const Rows& other, int64_t row) const;
+
  private:
   friend struct BoundProduct;
   const Form* form_;
@@ -48,10 +51,10 @@ struct BoundProduct {
   // Throws std::invalid_argument; see Gemm.
   explicit BoundProduct(std::shared_ptr<const Product> product);
 
-  // `rows` rows of x from `begin` on, at most kMaxRows, times a panel of the weight: as many
-  // columns of out, whose rows are `stride` apart, added to what it holds where `add`.
-  void multiply(const Rows& x, int64_t begin, int64_t rows, int64_t panel, float* out,
-                int64_t stride, bool add) const;
+  // `rows` rows of x from `begin` on, at most kMaxRows, times a panel of the weight, whose columns
+  // of the product begin at the target. `next`: what the thread reads afterwards.
+  void multiply(const Rows& x, int64_t begin, int64_t rows, int64_t panel, const uint32_t* next,
+                const Target& target) const;
 };
 
 // The index of the form that serves a product, added where none does.

@@ -59,10 +59,14 @@ struct Gemm::Pass {
     for (int64_t panel = begin; panel < end; ++panel) {
       while (i + 1 < parts.size() && panel >= parts[i + 1].panel_begin) ++i;
       const Part& part = parts[i];
-      const int64_t N = part.bound.product->weight->N();
+      const PackedWeight& weight = *part.bound.product->weight;
       const int64_t index = panel - part.panel_begin;
-      float* const out = pass.y[i] + pass.row_begin * N + index * kPanelRows;
-      part.bound.multiply(pass.forms[part.form], 0, pass.rows, index, out, N, pass.add);
+      const bool last = index + 1 == weight.panels() && i + 1 < parts.size();
+      const uint32_t* const next =
+          last ? parts[i + 1].bound.product->weight->words(0) : weight.words(index + 1);
+      float* const out = pass.y[i] + pass.row_begin * weight.N() + index * kPanelRows;
+      part.bound.multiply(pass.forms[part.form], 0, pass.rows, index, next,
+                          {out, weight.N(), pass.add});
     }
   }
 };

@@ -49,6 +49,10 @@ class PackedWeight {
   int64_t first_missing_row() const;
 
   GemmPanel panel(int64_t index) const;
+  // Where a panel begins.
+  const uint32_t* words(int64_t panel) const {
+    return packed_.as<uint32_t>() + panel * words_ * kPanelRows;
+  }
 
  private:
   void fill_panel(int64_t panel, int64_t row_begin, int64_t row_end, const uint8_t* codes,

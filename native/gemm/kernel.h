@@ -102,6 +102,7 @@ struct SpanList {
 
 struct GemmPanel {
   const uint32_t* words;  // [words per row][64]
+  const uint32_t* next;   // of the panel that the thread is likely to read after this one
   const void* scale;      // [groups][64], or [groups] where `shared`; null for ScaleKind::none
   ScaleKind scale_kind;
   bool shared;
@@ -152,16 +153,29 @@ struct Activation {
   bool operator==(const Activation&) const = default;
 };
 
+// Where the rows of a product go.
+struct Target {
+  float* y;  // row 0, column 0
+  int64_t stride;
+  bool add;                        // to what y holds
+  const int32_t* places = nullptr;  // [rows]: row m is y's row places[m]; null: m
+  const float* weights = nullptr;  // [rows]: what a row is multiplied with at last, or null
+
+  Target from_column(int64_t n) const { return {y + n, stride, add, places, weights}; }
+  Target from_row(int64_t m) const {
+    return {places ? y : y + m * stride, stride, add, places ? places + m : nullptr,
+            weights ? weights + m : nullptr};
+  }
+};
+
 // What a pass makes of its totals.
 struct GemmOutput {
-  float* y;  // row 0, column 0 of the panel
-  int64_t stride;
+  Target target;
   int64_t columns;           // of the panel that exist
   const float* factor;       // [rows]: what totals are multiplied with
   const float* row_zero;     // [rows] zero points of x, or null
   const float* weight_sums;  // [64] sums of the dequantized weights' rows; read where row_zero is
   const float* bias;         // [64] or null
-  bool add;                  // to what y holds
 };
 
 struct GemmKernel {

@@ -171,7 +171,8 @@ int64_t PackedWeight::first_missing_row() const {
 
 GemmPanel PackedWeight::panel(int64_t index) const {
   const int64_t scales = index * groups_ * (shared_ ? 1 : kPanelRows);
-  return {packed_.as<uint32_t>() + index * words_ * kPanelRows,
+  return {words(index),
+          words(index + 1),
           scale_.as<uint8_t>() + scales * scale_bytes(scale_kind_),
           scale_kind_,
           shared_,

@@ -30,7 +30,7 @@
 namespace fewbits {
 namespace {
 
-// Weights are asked for ahead, across the end of a panel into the next, and only for the
+// Weights are asked for ahead, across the end of a panel into the next one, and only for the
 // second-level cache: the hardware's own prefetcher follows what misses the first. Where all rows
 // take part in one pass over a block, it asks for what it reads this many words later; several
 // passes share the lines of the next block among them, so that memory is read all the time and not
@@ -58,14 +58,21 @@ struct Block {
   const float* offset;       // [groups][64] of zero points and of float sums, or null
   int64_t count;             // words of a row
   int64_t rows;              // of x that it is multiplied with
+  const uint32_t* next;      // block's words
 };
 
 // What a pass asks for with each line of words or operands that it reads: `lines` cache lines, from
-// `words` on and `stride` further each time.
+// `words` on and `stride` further each time; what would be at `border` is at `next`.
 struct Ahead {
   const uint32_t* words;
   int64_t stride;
   int lines;
+  const uint32_t *border, *next;
+
+  FEWBITS_MEMBER const uint32_t* at(int64_t line) const {
+    const uint32_t* const place = words + line * stride;
+    return place < border ? place : next + (place - border);
+  }
 };
 
 template <class Dot, WeightKind kind, bool decoded, int rows>
@@ -73,14 +80,16 @@ FEWBITS_INLINE Ahead ahead_of(const Block& block, int64_t m) {
   if (rows >= block.rows) {
     constexpr int kDots = rows * Dot::template steps<kind>;
     constexpr bool kSlow = kDots + Dot::template decode_operations<kind> >= kSlowPass;
-    return {block.words + kPrefetchWords * kPanelRows, kPanelRows, kSlow ? kPanelLines : 1};
+    return {block.words + kPrefetchWords * kPanelRows, kPanelRows, kSlow ? kPanelLines : 1,
+            block.words + block.count * kPanelRows, block.next};
   }
   // The next block is shared out by rows of x.
   const int64_t size = block.count * kPanelRows;
   constexpr int kParts = decoded ? Dot::template steps<kind> : 1;
   const int64_t stride = (kPanelRows / kParts * rows + block.rows - 1) / block.rows;
-  return {block.words + size + size * m / block.rows, stride,
-          static_cast<int>((stride + kLineRows - 1) / kLineRows)};
+  const uint32_t* const words = block.next + size * m / block.rows;
+  return {words, stride, static_cast<int>((stride + kLineRows - 1) / kLineRows),
+          words + size, words + size};
 }
 
 // Zero points and what decoding leaves in a code are taken out by the sums of x: of integer sums
@@ -121,7 +130,7 @@ FEWBITS_INLINE void multiply_span(const Block& block, int64_t begin, int64_t end
       (decoded ? block.operands + begin * kSteps * kPanelRows : block.words + begin * kPanelRows) +
       n;
   const uint32_t* const last = line + (end - begin) * (decoded ? kSteps : 1) * kPanelRows;
-  const uint32_t* fetched = ahead.words + begin * (decoded ? kSteps : 1) * ahead.stride;
+  const uint32_t* fetched = ahead.at(begin * (decoded ? kSteps : 1));
   x += begin * kSteps;
   // The loop's first pass is unconditional: with a way around it GCC keeps the sums in memory.
   do {
@@ -132,6 +141,7 @@ FEWBITS_INLINE void multiply_span(const Block& block, int64_t begin, int64_t end
       _mm_prefetch(fetched + i * kLineRows, _MM_HINT_T1);
     }
     fetched += ahead.stride;
+    if (fetched == ahead.border) fetched = ahead.next;
     if constexpr (decoded) {
       typename Dot::Operand weights[Dot::kTiles];
       for (int t = 0; t < Dot::kTiles; ++t) {
@@ -316,6 +326,7 @@ static void panel(const GemmPanel& p, const GemmInput& in, int64_t rows, float* 
     const int64_t group = spans[begin].group, groups = spans[end - 1].group + 1 - group;
     Block block{spans + begin, spans + end, begin, p.words + word * kPanelRows, nullptr, scales,
                 nullptr,       words,       rows};
+    block.next = end < p.list.count ? block.words + words * kPanelRows : p.next;
     if (p.scale_kind == ScaleKind::f32 && !p.shared) {
       block.scale = static_cast<const float*>(p.scale) + group * kPanelRows;
     } else {

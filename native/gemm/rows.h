@@ -80,7 +80,8 @@ inline void int8_by_absmax(const float* x, int64_t count, float* codes, float* s
   const float largest = largest_magnitude(x, count);
   *scale = largest / 127.0f;
   const float inverse = largest > 0 ? 127.0f / largest : 0.0f;
-  for (int64_t k = 0; k < count; ++k) codes[k] = to_int8(x[k] * inverse);
+  // None is beyond 127: what rounding adds to the largest is less than a half.
+  for (int64_t k = 0; k < count; ++k) codes[k] = rint_small(x[k] * inverse);
 }
 
 // Codes up to 127 * 256, so that their upper bytes, rounded, are signed bytes too.
@@ -218,27 +219,39 @@ void quantize(const Activation& how, const float* x, int64_t K, float* codes, fl
   }
 }
 
-void finish(const GemmOutput& out, int64_t rows, const float* totals) {
+template <bool zero, bool bias, bool add>
+void finish_rows(const GemmOutput& out, int64_t rows, const float* totals) {
+  const Target& target = out.target;
   for (int64_t m = 0; m < rows; ++m) {
-    float row[kPanelRows];
-    const float* total = totals + m * kPanelRows;
-    const float factor = out.factor[m];
-    const float zero = out.row_zero ? out.row_zero[m] : 0;
-    if (out.row_zero) {
-      for (int j = 0; j < kPanelRows; ++j) row[j] = (total[j] - zero * out.weight_sums[j]) * factor;
+    const float* const total = totals + m * kPanelRows;
+    float* const y = target.y + (target.places ? target.places[m] : m) * target.stride;
+    const float factor = out.factor[m], weight = target.weights ? target.weights[m] : 1;
+    const float row_zero = zero ? out.row_zero[m] : 0;
+    const auto finish_column = [&](int64_t j) {
+      float value = total[j];
+      if (zero) value -= row_zero * out.weight_sums[j];
+      value *= factor;
+      if (bias) value += out.bias[j];
+      value *= weight;
+      y[j] = add ? y[j] + value : value;
+    };
+    if (out.columns == kPanelRows) {
+      for (int64_t j = 0; j < kPanelRows; ++j) finish_column(j);
     } else {
-      for (int j = 0; j < kPanelRows; ++j) row[j] = total[j] * factor;
-    }
-    if (out.bias) {
-      for (int j = 0; j < kPanelRows; ++j) row[j] += out.bias[j];
-    }
-    float* y = out.y + m * out.stride;
-    if (out.add) {
-      for (int64_t j = 0; j < out.columns; ++j) y[j] += row[j];
-    } else {
-      memcpy(y, row, out.columns * sizeof(float));
+      for (int64_t j = 0; j < out.columns; ++j) finish_column(j);
     }
   }
+}
+
+void finish(const GemmOutput& out, int64_t rows, const float* totals) {
+  using Finish = void (*)(const GemmOutput&, int64_t, const float*);
+  static constexpr Finish kFinish[2][2][2] = {
+      {{finish_rows<false, false, false>, finish_rows<false, false, true>},
+       {finish_rows<false, true, false>, finish_rows<false, true, true>}},
+      {{finish_rows<true, false, false>, finish_rows<true, false, true>},
+       {finish_rows<true, true, false>, finish_rows<true, true, true>}},
+  };
+  kFinish[out.row_zero != nullptr][out.bias != nullptr][out.target.add](out, rows, totals);
 }
 
 }  // namespace
