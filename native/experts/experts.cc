@@ -135,8 +135,9 @@ struct Experts::Pass {
   static void multiply_inputs(void* context, int64_t begin, int64_t end) {
     const Pass& pass = *static_cast<Pass*>(context);
     const int64_t columns = 2 * pass.experts->w_;
-    auto input = std::upper_bound(pass.inputs.begin(), pass.inputs.end(), begin,
-                                  [](int64_t panel, const Input& i) { return panel < i.panel_begin; });
+    auto input =
+        std::upper_bound(pass.inputs.begin(), pass.inputs.end(), begin,
+                         [](int64_t panel, const Input& i) { return panel < i.panel_begin; });
     --input;
     for (; begin < end; ++begin) {
       if (input + 1 < pass.inputs.end() && begin == input[1].panel_begin) ++input;
@@ -180,9 +181,9 @@ struct Experts::Pass {
       const Bound& following = last ? *pass.chosen[0].expert : *(&chosen + 1)->expert;
       const int64_t its_panel = last ? std::min(end, panels_of(H) - 1) : begin;
       for (int64_t panel = begin; panel < end; ++panel) {
-        const uint32_t* const next =
-            panel + 1 < end ? down.product->weight->words(panel + 1)
-                            : following.down.product->weight->words(its_panel);
+        const uint32_t* const next = panel + 1 < end
+                                         ? down.product->weight->words(panel + 1)
+                                         : following.down.product->weight->words(its_panel);
         multiply(down, chosen.gated[0], chosen, panel, next,
                  {pass.total + panel * kPanelRows, H, true, pass.tokens.data() + chosen.begin,
                   pass.weights.data() + chosen.begin});

@@ -48,10 +48,15 @@ struct Floats : Vectors256 {
       const __m256 magnitude = _mm256_permutevar8x32_ps(values, _mm256_srli_epi32(word, 4 * j));
       return _mm256_or_ps(magnitude, _mm256_castsi256_ps(sign));
     } else if constexpr (kind == WeightKind::fp8) {
-      // Exponent and mantissa in place and an exact product, which gives subnormals their value.
+      // As rebiased() in numbers.h.
       const __m256i all = _mm256_set1_epi32(0x07f00000);
       const __m256i magnitude = _mm256_and_si256(_mm256_srli_epi32(top, 4), all);
-      const __m256 value = _mm256_mul_ps(_mm256_castsi256_ps(magnitude), _mm256_set1_ps(0x1p120f));
+      const __m256 normal =
+          _mm256_castsi256_ps(_mm256_add_epi32(magnitude, _mm256_set1_epi32(120 << 23)));
+      const __m256i subnormal = _mm256_cmpgt_epi32(_mm256_set1_epi32(1 << 23), magnitude);
+      const __m256 value = _mm256_blendv_ps(
+          normal, _mm256_fmsub_ps(normal, _mm256_set1_ps(2), _mm256_set1_ps(0x1p-6f)),
+          _mm256_castsi256_ps(subnormal));
       const __m256i nan = _mm256_cmpeq_epi32(magnitude, all);
       return _mm256_or_ps(_mm256_or_ps(value, _mm256_castsi256_ps(nan)), _mm256_castsi256_ps(sign));
     } else if constexpr (kind == WeightKind::bf16) {

@@ -52,10 +52,14 @@ struct Floats : Vectors512 {
       if constexpr (j % 2 == 0) return _mm512_sub_ps(biased, _mm512_set1_ps(0x1p23f + 128));
       return _mm512_fmsub_ps(biased, _mm512_set1_ps(0x1p-8f), _mm512_set1_ps(0x1p15f + 128));
     } else if constexpr (kind == WeightKind::fp8) {
-      // Exponent and mantissa in place and an exact product, which gives subnormals their value.
+      // As rebiased() in numbers.h.
       const __m512i magnitude =
           _mm512_and_si512(byte_at<j, 20>(word), _mm512_set1_epi32(0x07f00000));
-      const __m512 value = _mm512_mul_ps(_mm512_castsi512_ps(magnitude), _mm512_set1_ps(0x1p120f));
+      const __m512 normal =
+          _mm512_castsi512_ps(_mm512_add_epi32(magnitude, _mm512_set1_epi32(120 << 23)));
+      const __mmask16 subnormal = _mm512_testn_epi32_mask(magnitude, _mm512_set1_epi32(0x07800000));
+      const __m512 value =
+          _mm512_mask_fmsub_ps(normal, subnormal, _mm512_set1_ps(2), _mm512_set1_ps(0x1p-6f));
       const __mmask16 nan = _mm512_cmpeq_epi32_mask(magnitude, _mm512_set1_epi32(0x07f00000));
       const __m512i bits =
           _mm512_ternarylogic_epi32(byte_at<j, 24>(word), _mm512_set1_epi32(-0x7fffffff - 1),

@@ -108,6 +108,7 @@ struct GemmPanel {
   bool shared;
   const int8_t* zero;  // [groups][64], or null
   SpanList list;
+  bool few_pipes;  // CpuFeatures' few_vector_pipes
 };
 
 // Rows of x as the kernel's `prepare` left them; padded with zeros to whole words of the weight.
@@ -157,9 +158,9 @@ struct Activation {
 struct Target {
   float* y;  // row 0, column 0
   int64_t stride;
-  bool add;                        // to what y holds
+  bool add;                         // to what y holds
   const int32_t* places = nullptr;  // [rows]: row m is y's row places[m]; null: m
-  const float* weights = nullptr;  // [rows]: what a row is multiplied with at last, or null
+  const float* weights = nullptr;   // [rows]: what a row is multiplied with at last, or null
 
   Target from_column(int64_t n) const { return {y + n, stride, add, places, weights}; }
   Target from_row(int64_t m) const {

@@ -26,18 +26,27 @@ inline uint32_t to_bits(float value) {
   return bits;
 }
 
+// A small float's exponent and mantissa, in a float32's place, with `bias` added to the exponent.
+// Subnormal ones have the exponent 0 and stand for what the mantissa is beyond the next: exactly,
+// and without float32's own subnormals, with which each product takes Intel's cores 150 cycles.
+template <uint32_t bias>
+inline float rebiased(uint32_t magnitude) {
+  const float normal = from_bits(magnitude + (bias << 23));
+  const float next = from_bits((bias + 1) << 23);
+  return magnitude < 1u << 23 ? normal * 2 - next : normal;
+}
+
 inline float from_half(uint32_t half) {
   const uint32_t sign = (half & 0x8000) << 16;
   const uint32_t magnitude = half & 0x7fff;
-  // The exponent is rebiased by an exact product, which gives subnormal halves their value too.
-  const float scaled = from_bits(magnitude << 13) * 0x1p112f;
-  return from_bits(sign | (magnitude >= 0x7c00 ? 0x7f800000 | magnitude << 13 : to_bits(scaled)));
+  const float value = rebiased<112>(magnitude << 13);
+  return from_bits(sign | (magnitude >= 0x7c00 ? 0x7f800000 | magnitude << 13 : to_bits(value)));
 }
 
 inline float from_e4m3(uint32_t code) {
   const uint32_t magnitude = code & 0x7f;
-  const float scaled = from_bits(magnitude << 20) * 0x1p120f;
-  return from_bits((code & 0x80) << 24 | (magnitude == 0x7f ? 0x7fc00000 : to_bits(scaled)));
+  const float value = rebiased<120>(magnitude << 20);
+  return from_bits((code & 0x80) << 24 | (magnitude == 0x7f ? 0x7fc00000 : to_bits(value)));
 }
 
 // 2^(code - 127), of which 2^-127 is subnormal; 255 is NaN.

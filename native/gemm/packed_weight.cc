@@ -177,7 +177,8 @@ GemmPanel PackedWeight::panel(int64_t index) const {
           scale_kind_,
           shared_,
           has_zero_ ? zero_.as<int8_t>() + index * groups_ * kPanelRows : nullptr,
-          {}};
+          {},
+          false};
 }
 
 void PackedWeight::fill(int64_t row_begin, int64_t rows, const uint8_t* codes, const void* scale,

@@ -8,6 +8,7 @@
 //   kRowsWithTotals    and beside their totals
 //   decoding_rows<kind>     rows of x that are taken at once while codes are decoded into registers
 //   decode_once_rows<kind>  from this many rows on, codes are decoded into memory once instead
+//   kFewPipesRows           and where the vectors' pipes are few, at the latest from this many
 //   Words, Operand, Sum, Float
 //   load_words(p), load_operand(p), store_operand(p, operand), broadcast(x)
 //   steps<kind>        operands of a word
@@ -88,8 +89,8 @@ FEWBITS_INLINE Ahead ahead_of(const Block& block, int64_t m) {
   constexpr int kParts = decoded ? Dot::template steps<kind> : 1;
   const int64_t stride = (kPanelRows / kParts * rows + block.rows - 1) / block.rows;
   const uint32_t* const words = block.next + size * m / block.rows;
-  return {words, stride, static_cast<int>((stride + kLineRows - 1) / kLineRows),
-          words + size, words + size};
+  return {words, stride, static_cast<int>((stride + kLineRows - 1) / kLineRows), words + size,
+          words + size};
 }
 
 // Zero points and what decoding leaves in a code are taken out by the sums of x: of integer sums
@@ -324,9 +325,13 @@ static void panel(const GemmPanel& p, const GemmInput& in, int64_t rows, float* 
     const Span* const spans = p.list.spans;
     const int64_t word = spans[begin].word_begin, words = spans[end - 1].word_end - word;
     const int64_t group = spans[begin].group, groups = spans[end - 1].group + 1 - group;
-    Block block{spans + begin, spans + end, begin, p.words + word * kPanelRows, nullptr, scales,
-                nullptr,       words,       rows};
-    block.next = end < p.list.count ? block.words + words * kPanelRows : p.next;
+    const uint32_t* const words_of_block = p.words + word * kPanelRows;
+    const bool last = end == p.list.count;
+    Block block{spans + begin, spans + end,
+                begin,         words_of_block,
+                nullptr,       scales,
+                nullptr,       words,
+                rows,          last ? p.next : words_of_block + words * kPanelRows};
     if (p.scale_kind == ScaleKind::f32 && !p.shared) {
       block.scale = static_cast<const float*>(p.scale) + group * kPanelRows;
     } else {
@@ -342,8 +347,10 @@ static void panel(const GemmPanel& p, const GemmInput& in, int64_t rows, float* 
     }
     const bool small = (words / (end - begin)) * kCodes <= kSmallGroup;
     begin = end;
-    if constexpr (kSteps > 1 && Dot::template decode_once_rows<kind> <= kMaxRows) {
-      if (rows >= Dot::template decode_once_rows<kind>) {
+    constexpr int kOnce = Dot::template decode_once_rows<kind>;
+    constexpr int kOnceOfFew = kOnce < Dot::kFewPipesRows ? kOnce : Dot::kFewPipesRows;
+    if constexpr (kSteps > 1 && kOnceOfFew <= kMaxRows) {
+      if (rows >= (p.few_pipes ? kOnceOfFew : kOnce)) {
         alignas(64) uint32_t operands[kSpanCodes / kCodes * kSteps * kPanelRows];
         for (int64_t i = 0; i < words * kPanelRows; i += Dot::kLanes) {
           const int64_t kw = i / kPanelRows, n = i % kPanelRows;

@@ -5,8 +5,6 @@
 //
 // Tokens choose at random. The limit counts each expert that one of them goes to once; see
 // gemm_bench.cc.
-#include "experts/experts.h"
-
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -19,6 +17,7 @@
 
 #include "bench_case.h"
 #include "cpu.h"
+#include "experts/experts.h"
 #include "threads.h"
 
 namespace fewbits {
