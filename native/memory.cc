@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <mutex>
 #include <new>
 
 namespace fewbits {
@@ -13,6 +14,7 @@ namespace {
 
 constexpr size_t kCacheLine = 64;
 constexpr size_t kHugePage = size_t{2} << 20;
+constexpr size_t kSlab = 32 * kHugePage;
 constexpr size_t kMostKept = 12;  // more than a layer has at once
 constexpr size_t kPage = size_t{64}
                          << 10;  // the largest page that systems use, a multiple of others
@@ -50,7 +52,43 @@ Buffer::Buffer(size_t bytes) : bytes_(bytes) {
   memset(data_, 0, bytes);
 }
 
+namespace {
+
+// The slab that lasting buffers come from, which only they keep, and how much of it is taken.
+struct Slabs {
+  std::mutex turn;
+  std::weak_ptr<Buffer> last;
+  size_t taken = 0;
+};
+
+// Never destroyed, as the threads that may still take from it.
+Slabs& slabs() {
+  static Slabs* const all = new Slabs;
+  return *all;
+}
+
+}  // namespace
+
+Buffer Buffer::lasting(size_t bytes) {
+  if (bytes == 0 || bytes > kSlab / 8) return Buffer(bytes);
+  Slabs& all = slabs();
+  const std::lock_guard<std::mutex> lock(all.turn);
+  std::shared_ptr<Buffer> slab = all.last.lock();
+  if (!slab || all.taken + bytes > kSlab) {
+    slab = std::make_shared<Buffer>(kSlab);
+    all.last = slab;
+    all.taken = 0;
+  }
+  Buffer part;
+  part.data_ = slab->as<char>() + all.taken;
+  part.bytes_ = bytes;
+  part.slab_ = std::move(slab);
+  all.taken += (bytes + kCacheLine - 1) / kCacheLine * kCacheLine;
+  return part;
+}
+
 Buffer::~Buffer() {
+  if (slab_) return;
   if (bytes_ >= kHugePage) {
     munmap(data_, mapped_bytes(bytes_));
   } else {

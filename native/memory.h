@@ -3,6 +3,7 @@
 
 #include <stddef.h>
 
+#include <memory>
 #include <utility>
 #include <vector>
 
@@ -15,10 +16,16 @@ class Buffer {
   Buffer() = default;
   explicit Buffer(size_t bytes);
   ~Buffer();
+
+  // Memory that stays as long as what is asked for before and after it: in huge pages even where it
+  // is small. It goes back to the system when its neighbours do.
+  static Buffer lasting(size_t bytes);
+
   Buffer(Buffer&& other) noexcept { *this = std::move(other); }
   Buffer& operator=(Buffer&& other) noexcept {
     std::swap(data_, other.data_);
     std::swap(bytes_, other.bytes_);
+    std::swap(slab_, other.slab_);
     return *this;
   }
 
@@ -31,6 +38,7 @@ class Buffer {
  private:
   void* data_ = nullptr;
   size_t bytes_ = 0;
+  std::shared_ptr<Buffer> slab_;  // that it is a part of
 };
 
 // Buffers that are given back and taken again. Fresh memory costs a fault for each of its pages: a

@@ -153,9 +153,9 @@ PackedWeight::PackedWeight(WeightKind kind, int64_t N, int64_t K, int64_t group_
   groups_ = (K + group_size - 1) / group_size;
   words_ = (K + codes - 1) / codes;
   filled_.resize(N);
-  packed_ = Buffer(panels() * words_ * kPanelRows * sizeof(uint32_t));
-  scale_ = Buffer(panels() * groups_ * (shared ? 1 : kPanelRows) * scale_bytes(scale));
-  if (zero) zero_ = Buffer(panels() * groups_ * kPanelRows);
+  packed_ = Buffer::lasting(panels() * words_ * kPanelRows * sizeof(uint32_t));
+  scale_ = Buffer::lasting(panels() * groups_ * (shared ? 1 : kPanelRows) * scale_bytes(scale));
+  if (zero) zero_ = Buffer::lasting(panels() * groups_ * kPanelRows);
 }
 
 int64_t PackedWeight::code_row_bytes() const {

@@ -47,6 +47,34 @@ void test_contents() {
   }
 }
 
+void test_lasting() {
+  constexpr size_t kBytes =
+      300000;  // no whole number of cache lines, hundreds of them more than a slab
+  std::vector<Buffer> kept;
+  for (int i = 0; i < 600; ++i) {
+    Buffer buffer = Buffer::lasting(kBytes), gone = Buffer::lasting(1000);
+    CHECK(buffer.bytes() == kBytes, "%zu bytes", buffer.bytes());
+    CHECK(reinterpret_cast<uintptr_t>(buffer.as<char>()) % 64 == 0, "buffer %d", i);
+    CHECK(buffer.as<char>()[0] == 0 && buffer.as<char>()[kBytes - 1] == 0, "buffer %d isn't 0", i);
+    memset(buffer.as<void>(), i % 128, kBytes);
+    memset(gone.as<void>(), -1, gone.bytes());
+    if (i % 3) kept.push_back(std::move(buffer));
+  }
+  int i = 0;
+  for (const Buffer& buffer : kept) {
+    if (++i % 3 == 0) ++i;
+    const char* const data = buffer.as<char>();
+    CHECK(data[0] == i % 128 && data[kBytes - 1] == i % 128, "buffer %d has changed", i);
+  }
+  kept.clear();
+  Buffer fresh = Buffer::lasting(10);
+  for (int j = 0; j < 10; ++j) CHECK(fresh.as<char>()[j] == 0, "memory comes back as it was left");
+  CHECK(Buffer::lasting(0).bytes() == 0 && Buffer::lasting(3 * kHugePage).bytes() == 3 * kHugePage,
+        "none and many bytes");
+  const size_t large = size_t{100} << 20;
+  CHECK(Buffer::lasting(large).as<char>()[large - 1] == 0, "more than a slab");
+}
+
 void test_pool() {
   BufferPool pool;
   Buffer small = pool.take(1000), large = pool.take(5000);
@@ -73,5 +101,6 @@ void test_pool() {
 int main() {
   fewbits::test_neighbours();
   fewbits::test_contents();
+  fewbits::test_lasting();
   fewbits::test_pool();
 }
