@@ -256,7 +256,7 @@ void BoundProduct::multiply(const Rows& x, int64_t begin, int64_t rows, int64_t 
   for (int64_t m = 0; m < rows; ++m) {
     factor[m] = static_cast<float>(x.factors_[begin + m] * multiplier);
   }
-  float bias[kPanelRows] = {}, row_sums[kPanelRows] = {};
+  float bias[kPanelRows], row_sums[kPanelRows];
   const bool zeros = has_row_zero(activation);
   if (!product->bias.empty()) std::copy_n(product->bias.data() + n, columns, bias);
   if (zeros) std::copy_n(product->row_sums.data() + n, columns, row_sums);

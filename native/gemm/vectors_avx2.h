@@ -85,6 +85,8 @@ struct Pairs256 : Integers256 {
   static Operand decode(Words word) {
     constexpr int kBits = 32 / codes_per_word(kind);
     constexpr int kMask = (1 << kBits) - 1;
+    // The highest codes need no mask.
+    if constexpr (step + 1 == steps<kind>) return _mm256_srli_epi16(word, 16 - kBits);
     return _mm256_and_si256(_mm256_srli_epi32(word, kBits * step),
                             _mm256_set1_epi32(kMask << 16 | kMask));
   }

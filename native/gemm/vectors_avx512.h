@@ -86,6 +86,8 @@ struct Pairs512 : Integers512 {
   static Operand decode(Words word) {
     constexpr int kBits = 32 / codes_per_word(kind);
     constexpr int kMask = (1 << kBits) - 1;
+    // The highest codes need no mask.
+    if constexpr (step + 1 == steps<kind>) return _mm512_srli_epi16(word, 16 - kBits);
     return _mm512_and_si512(_mm512_srli_epi32(word, kBits * step),
                             _mm512_set1_epi32(kMask << 16 | kMask));
   }
