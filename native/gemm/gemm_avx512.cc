@@ -8,7 +8,11 @@ namespace {
 
 struct Floats : Vectors512 {
   template <WeightKind kind>
-  static constexpr int decode_once_rows = codes_per_word(kind) == 8 ? kNever : 5;
+  static constexpr int decode_once_rows = codes_per_word(kind) == 8  ? kNever
+                                          : kind == WeightKind::bf16 ? 48
+                                          : kind == WeightKind::int8 ? 20
+                                          : kind == WeightKind::f16  ? 12
+                                                                     : 7;
   using Operand = __m512;
   using Sum = __m512;
   template <WeightKind kind>
