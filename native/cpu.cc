@@ -28,7 +28,7 @@ CpuFeatures detect() {
   CpuFeatures f;
   uint32_t a, b, c, d;
   // "ntel" of the vendor's name, which leaf 0 gives in three words: Intel SDM volume 2A, CPUID.
-  f.few_vector_pipes = __get_cpuid(0, &a, &b, &c, &d) && c == 0x6c65746e;
+  f.intel = __get_cpuid(0, &a, &b, &c, &d) && c == 0x6c65746e;
   if (!__get_cpuid(1, &a, &b, &c, &d)) return f;
   const bool osxsave = c >> 27 & 1;
   const bool avx = c >> 28 & 1;

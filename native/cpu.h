@@ -28,9 +28,7 @@ struct CpuFeatures {
   bool avx512_vbmi = false;
   bool avx512_vnni = false;
   bool avx512_bf16 = false;
-  // Shifts and other operations on vectors take turns with the dot: Intel's cores have two pipes
-  // for all that 512 bits do, AMD's four of which two multiply.
-  bool few_vector_pipes = false;
+  bool intel = false;  // for what only measuring tells of a core
 };
 
 const CpuFeatures& cpu_features();

@@ -236,7 +236,7 @@ void BoundProduct::multiply(const Rows& x, int64_t begin, int64_t rows, int64_t 
   const Activation& activation = product->activation;
   GemmPanel panel = product->weight->panel(index);
   panel.next = next;
-  panel.few_pipes = cpu_features().few_vector_pipes;
+  panel.intel = cpu_features().intel;
   panel.list = {form.spans.data(), static_cast<int64_t>(form.spans.size())};
   const float* const sums = kernel->sums ? x.sums_ + begin * form.span_stride : nullptr;
   const float* const scales =

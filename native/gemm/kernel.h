@@ -108,7 +108,7 @@ struct GemmPanel {
   bool shared;
   const int8_t* zero;  // [groups][64], or null
   SpanList list;
-  bool few_pipes;  // CpuFeatures' few_vector_pipes
+  bool intel;  // CpuFeatures'
 };
 
 // Rows of x as the kernel's `prepare` left them; padded with zeros to whole words of the weight.

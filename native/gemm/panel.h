@@ -8,7 +8,8 @@
 //   kRowsWithTotals    and beside their totals
 //   decoding_rows<kind>     rows of x that are taken at once while codes are decoded into registers
 //   decode_once_rows<kind>  from this many rows on, codes are decoded into memory once instead
-//   kFewPipesRows           and where the vectors' pipes are few, at the latest from this many
+//   decode_once_rows_intel  and on Intel's cores at the latest from this many: there all that 512
+//                           bits do takes turns on two pipes, AMD's have four of which two multiply
 //   Words, Operand, Sum, Float
 //   load_words(p), load_operand(p), store_operand(p, operand), broadcast(x)
 //   steps<kind>        operands of a word
@@ -38,7 +39,8 @@ namespace {
 // by the first pass alone.
 constexpr int kPrefetchWords = 48;
 // From this many operations on a register of words, dots and what decoding takes, a pass is slower
-// than memory, and all lines are asked for; below, one of four: to ask for all then costs a third.
+// than memory, and all lines are asked for; below, one of four: to ask for all then costs a third
+// on a Zen 4. On Intel's cores all of them gain a tenth.
 constexpr int kSlowPass = 8;
 constexpr int kLineRows = 16;  // rows of a panel in a cache line
 constexpr int kPanelLines = kPanelRows / kLineRows;
@@ -60,6 +62,7 @@ struct Block {
   int64_t count;             // words of a row
   int64_t rows;              // of x that it is multiplied with
   const uint32_t* next;      // block's words
+  bool intel;
 };
 
 // What a pass asks for with each line of words or operands that it reads: `lines` cache lines, from
@@ -81,8 +84,9 @@ FEWBITS_INLINE Ahead ahead_of(const Block& block, int64_t m) {
   if (rows >= block.rows) {
     constexpr int kDots = rows * Dot::template steps<kind>;
     constexpr bool kSlow = kDots + Dot::template decode_operations<kind> >= kSlowPass;
-    return {block.words + kPrefetchWords * kPanelRows, kPanelRows, kSlow ? kPanelLines : 1,
-            block.words + block.count * kPanelRows, block.next};
+    return {block.words + kPrefetchWords * kPanelRows, kPanelRows,
+            kSlow || block.intel ? kPanelLines : 1, block.words + block.count * kPanelRows,
+            block.next};
   }
   // The next block is shared out by rows of x.
   const int64_t size = block.count * kPanelRows;
@@ -331,7 +335,8 @@ static void panel(const GemmPanel& p, const GemmInput& in, int64_t rows, float* 
                 begin,         words_of_block,
                 nullptr,       scales,
                 nullptr,       words,
-                rows,          last ? p.next : words_of_block + words * kPanelRows};
+                rows,          last ? p.next : words_of_block + words * kPanelRows,
+                p.intel};
     if (p.scale_kind == ScaleKind::f32 && !p.shared) {
       block.scale = static_cast<const float*>(p.scale) + group * kPanelRows;
     } else {
@@ -348,9 +353,10 @@ static void panel(const GemmPanel& p, const GemmInput& in, int64_t rows, float* 
     const bool small = (words / (end - begin)) * kCodes <= kSmallGroup;
     begin = end;
     constexpr int kOnce = Dot::template decode_once_rows<kind>;
-    constexpr int kOnceOfFew = kOnce < Dot::kFewPipesRows ? kOnce : Dot::kFewPipesRows;
-    if constexpr (kSteps > 1 && kOnceOfFew <= kMaxRows) {
-      if (rows >= (p.few_pipes ? kOnceOfFew : kOnce)) {
+    constexpr int kOnceOfIntel =
+        kOnce < Dot::decode_once_rows_intel ? kOnce : Dot::decode_once_rows_intel;
+    if constexpr (kSteps > 1 && kOnceOfIntel <= kMaxRows) {
+      if (rows >= (p.intel ? kOnceOfIntel : kOnce)) {
         alignas(64) uint32_t operands[kSpanCodes / kCodes * kSteps * kPanelRows];
         for (int64_t i = 0; i < words * kPanelRows; i += Dot::kLanes) {
           const int64_t kw = i / kPanelRows, n = i % kPanelRows;

@@ -12,7 +12,7 @@ struct Vectors256 {
   static constexpr int kTiles = 2;    // a strip is a cache line wide
   static constexpr int kMaxRows = 4;  // by two tiles: eight of sixteen registers
   static constexpr int kRowsBesideWords = 4;
-  static constexpr int kFewPipesRows = kNever;
+  static constexpr int decode_once_rows_intel = kNever;
   static constexpr int kRowsWithTotals = 3;
   template <WeightKind kind>
   static constexpr int decoding_rows = codes_per_word(kind) == 8 ? 4 : kMaxRows;

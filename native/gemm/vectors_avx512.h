@@ -15,7 +15,7 @@ struct Vectors512 {
   static constexpr int kMaxRows = 6;  // by four tiles: 24 sums
   static constexpr int kRowsBesideWords = 4;
   static constexpr int kRowsWithTotals = 3;
-  static constexpr int kFewPipesRows = kNever;
+  static constexpr int decode_once_rows_intel = kNever;
   template <WeightKind kind>
   static constexpr int decoding_rows = codes_per_word(kind) == 8 ? 4 : kMaxRows;
   template <WeightKind kind>
@@ -37,7 +37,7 @@ struct Vectors512 {
 // Sums in int32 of integer products; operands are codes as they are stored, offset-binary.
 struct Integers512 : Vectors512 {
   static constexpr bool kIntegers = true;
-  static constexpr int kFewPipesRows = 20;
+  static constexpr int decode_once_rows_intel = 20;
   template <WeightKind kind>
   static constexpr int decode_once_rows = kNever;
   using Operand = __m512i;
