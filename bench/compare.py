@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import fcntl
-import platform
 import statistics
 import sys
 import time
@@ -39,6 +38,7 @@ from comparison import (
 )
 from comparison_table import tables
 from peers.process import PATIENCE, Worker, WorkerError
+from processor import processor
 
 from fewbits.bench import Rates
 from fewbits.engine import limits, machine
@@ -196,7 +196,7 @@ class Comparison:
     def _facts(self, group: str, seen: list[Rates]) -> list[Fact]:
         facts = [
             Fact(group, "date", time.strftime("%Y-%m-%d")),
-            Fact(group, "processor", _processor()),
+            Fact(group, "processor", processor()),
             Fact(group, "tier", machine.tier()),
             Fact(group, "threads", str(self._threads)),
         ]
@@ -215,14 +215,6 @@ def _cache(model: Path) -> None:
         with path.open("rb") as file:
             while file.read(1 << 24):
                 pass
-
-
-def _processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if sys.platform == "linux" else []
-    parted = (line.partition(":") for line in lines)
-    values = {name.strip(): value.strip() for name, _, value in parted}
-    names = ("model name", "cpu family", "model")
-    return ", ".join(f"{name} {values[name]}" for name in names if name in values) or platform.processor()
 
 
 def _say(words: str) -> None:

@@ -40,6 +40,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT / "tools"))
 
 from heldout import texts  # noqa: E402
+from processor import processor  # noqa: E402
 from svg import GRID, document, text, ticks  # noqa: E402
 
 from fewbits.bench.cost import Cost, Rates, Span, pass_cost  # noqa: E402
@@ -57,7 +58,7 @@ EXAMPLE = ROOT / "examples" / "stdlib-lm" / "w4a16-asym"
 MOST = 8  # draft tokens
 RANKS = 4  # guesses of one step that are looked at
 PASSES, DECODE = RESULTS / "speculation_passes.csv", RESULTS / "speculation_decode.csv"
-KEY = ("model", "draft", "draft_tokens")
+KEY = ("processor", "model", "draft", "draft_tokens")
 COLOURS = ("#0969da", "#1a7f37", "#bf8700", "#cf222e", "#8250df")
 
 
@@ -89,6 +90,7 @@ def passes(arguments: argparse.Namespace) -> None:
                     found[index].append(limit)
         for case, seconds_, share, limit_ in zip(cases, times, shares, found, strict=True):
             row = {
+                "processor": processor(),
                 "model": folder.name,
                 "tokens": case.tokens,
                 "milliseconds": round(1e3 * statistics.median(seconds_), 3),
@@ -99,7 +101,7 @@ def passes(arguments: argparse.Namespace) -> None:
             print(
                 "{model:<16}{tokens:>3} tokens {milliseconds:>9.3f} ms, limit {limit:>9.3f}, {share:.0%}".format(**row)
             )
-    store(PASSES, rows, ("model", "tokens"))
+    store(PASSES, rows, ("processor", "model", "tokens"))
 
 
 def stored(path: Path) -> list[dict[str, str]]:
@@ -119,49 +121,66 @@ def store(path: Path, rows: Sequence[Mapping[str, Any]], key: Sequence[str]) -> 
         writer.writerows(merged.values())
 
 
+def by_processor(path: Path) -> dict[str, list[dict[str, str]]]:
+    found: dict[str, list[dict[str, str]]] = {}
+    for row in stored(path):
+        found.setdefault(row["processor"], []).append(row)
+    return found
+
+
 def tables() -> str:
     """What was measured, for bench/README.md."""
-    passes_ = stored(PASSES)
-    models = list(dict.fromkeys(row["model"] for row in passes_))
-    lines = [f"| tokens | {' | '.join(models)} |", f"|--:|{'--:|' * len(models)}"]
-    for tokens in range(1, MOST + 2):
-        found = {row["model"]: row for row in passes_ if int(row["tokens"]) == tokens}
-        cells = [f"{float(found[one]['milliseconds']):.1f} ms, {float(found[one]['share']):.0%}" for one in models]
-        lines.append(f"| {tokens} | {' | '.join(cells)} |")
-    lines += [
-        "",
-        "| Target | Drafter | k | tokens a pass | plain tokens/s | tokens/s | speed-up | of what limits allow |",
-    ]
-    lines.append("|---|---|--:|--:|--:|--:|--:|--:|")
-    for row in stored(DECODE):
-        share = f"{float(row['share_of_allowed']):.0%}" if row["share_of_allowed"] else "in cache"
-        lines.append(
-            f"| {row['model']} | {row['draft']} | {row['draft_tokens']} | {row['mean_tokens_per_pass']} |"
-            f" {row['plain_tokens_per_s']} | {row['tokens_per_s']} | {row['speed_up']} | {share} |"
-        )
-    return "\n".join(lines)
+    lines: list[str] = []
+    for name, passes_ in by_processor(PASSES).items():
+        models = list(dict.fromkeys(row["model"] for row in passes_))
+        lines += ["", f"{name}:", "", f"| tokens | {' | '.join(models)} |", f"|--:|{'--:|' * len(models)}"]
+        for tokens in range(1, MOST + 2):
+            found = {row["model"]: row for row in passes_ if int(row["tokens"]) == tokens}
+            cells = [f"{float(found[one]['milliseconds']):.1f} ms, {float(found[one]['share']):.0%}" for one in models]
+            lines.append(f"| {tokens} | {' | '.join(cells)} |")
+    for name, decoded in by_processor(DECODE).items():
+        lines += [
+            "",
+            f"{name}:",
+            "",
+            "| Target | Drafter | k | tokens a pass | plain tokens/s | tokens/s | speed-up | of what limits allow |",
+            "|---|---|--:|--:|--:|--:|--:|--:|",
+        ]
+        for row in decoded:
+            share = f"{float(row['share_of_allowed']):.0%}" if row["share_of_allowed"] else "in cache"
+            lines.append(
+                f"| {row['model']} | {row['draft']} | {row['draft_tokens']} | {row['mean_tokens_per_pass']} |"
+                f" {row['plain_tokens_per_s']} | {row['tokens_per_s']} | {row['speed_up']} | {share} |"
+            )
+    return "\n".join(lines[1:])
+
+
+WIDTH, HEIGHT, LEFT, RIGHT, TOP = 640, 380, 60, 130, 60  # of a processor's part of the plot
 
 
 def picture() -> str:
-    return plot(stored(PASSES))
+    """Milliseconds of a pass by its tokens, a line for each model, and dashed its limit; a part for each processor."""
+    parts = by_processor(PASSES)
+    lines = [text(f"{LEFT}", 22, "A pass over 1 + k tokens, in ms; dashed: what memory and dot product allow", "start")]
+    for index, (name, rows) in enumerate(parts.items()):
+        lines += part(name, rows, 22 + index * HEIGHT)
+    return document(WIDTH, 22 + HEIGHT * len(parts), "Passes over several tokens", lines)
 
 
-def plot(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Milliseconds of a pass by its tokens, a line for each model, and dashed its limit."""
-    width, height, left, bottom, top = 640, 380, 60, 330, 40
-    most = max((float(row["milliseconds"]) for row in rows), default=1.0)
-    marks = ticks(0, most)
+def part(name: str, rows: Sequence[Mapping[str, Any]], above: int) -> list[str]:
+    top, bottom = above + TOP, above + HEIGHT - 50
+    marks = ticks(0, max(float(row["milliseconds"]) for row in rows))
 
     def x(tokens: int) -> float:
-        return left + (tokens - 1) * (width - left - 130) / MOST
+        return LEFT + (tokens - 1) * (WIDTH - LEFT - RIGHT) / MOST
 
     def y(milliseconds: float) -> float:
         return bottom - milliseconds * (bottom - top) / marks[-1]
 
-    lines = [text(f"{left}", 22, "A pass over 1 + k tokens, in ms; dashed: what memory and dot product allow", "start")]
+    lines = [text(f"{LEFT}", above + 30, name, "start")]
     for mark in marks:
-        lines.append(f'<line x1="{left}" x2="{width - 130}" y1="{y(mark):g}" y2="{y(mark):g}" stroke="{GRID}"/>')
-        lines.append(text(f"{left - 8}", y(mark) + 4, f"{mark:g}", "end"))
+        lines.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(mark):g}" y2="{y(mark):g}" stroke="{GRID}"/>')
+        lines.append(text(f"{LEFT - 8}", y(mark) + 4, f"{mark:g}", "end"))
     lines += [text(f"{x(tokens):g}", bottom + 20, str(tokens), "middle") for tokens in range(1, MOST + 2)]
     groups = itertools.groupby(rows, key=lambda row: row["model"])
     for (model, group), colour in zip(groups, itertools.cycle(COLOURS), strict=False):
@@ -171,7 +190,7 @@ def plot(rows: Sequence[Mapping[str, Any]]) -> str:
             lines.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"{dash}/>')
         last = points[-1]
         lines.append(text(f"{x(int(last['tokens'])) + 8:g}", y(float(last["milliseconds"])) + 4, str(model), "start"))
-    return document(width, height, "Passes over several tokens", lines)
+    return lines
 
 
 # ---- decoding
@@ -242,6 +261,7 @@ def decoding(arguments: argparse.Namespace) -> None:
         per_pass = result.speculation["mean_tokens_per_pass"]
         shares.append(gains[-1] / allowed(llm, drafter, k, per_pass, rates))
     found = {
+        "processor": processor(),
         "model": arguments.model.name,
         "draft": arguments.draft.name,
         "draft_tokens": k,
@@ -280,6 +300,7 @@ def example(arguments: argparse.Namespace) -> None:
     summary = drafted._driver.total.summary()
     name = EXAMPLE.name if not arguments.temperature else f"{EXAMPLE.name}, temperature {arguments.temperature:g}"
     found = {
+        "processor": processor(),
         "model": f"the example ({name})",
         "draft": Path(arguments.draft).name,
         "draft_tokens": arguments.draft_tokens or "as pay",
