@@ -225,13 +225,15 @@ void Experts::run(const float* x, const int32_t* chosen, const float* weights, i
 void Experts::run_tokens(const float* x, const int32_t* chosen, const float* weights, int64_t T,
                          int64_t k, float* y) const {
   // A thread goes from expert to expert, and memory is slow where it begins to read.
-  const int64_t parts = std::min<int64_t>(panels_of(h_), kPartsOfThread * thread_count());
+  const int64_t most = std::min<int64_t>(panels_of(h_), kPartsOfThread * thread_count());
+  const int64_t part_panels = (panels_of(h_) + most - 1) / most;
+  const int64_t parts = (panels_of(h_) + part_panels - 1) / part_panels;  // none of them empty
   Pass pass{};
   pass.experts = this;
   pass.x = x;
   pass.y = y;
   pass.T = T;
-  pass.part_panels = (panels_of(h_) + parts - 1) / parts;
+  pass.part_panels = part_panels;
   const int64_t rows = T * k;
   std::vector<int32_t> order(rows);
   for (int64_t i = 0; i < rows; ++i) order[i] = static_cast<int32_t>(i);

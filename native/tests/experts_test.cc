@@ -218,6 +218,7 @@ int main() {
     test_experts(5, 2, 33, 160, 64, gating);
   }
   test_experts(12, 4, 1, 256, 64, {});
+  test_experts(4, 2, 3, 320, 64, {});  // panels that threads can't share evenly
   test_experts(3, 1, 600 / test_every(), 64, 32, {});
   test_experts(2, 2, 2100 / test_every(), 64, 32, {});
   test_scaling(3, 5, 7);
