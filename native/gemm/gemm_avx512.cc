@@ -80,6 +80,16 @@ struct Floats : Vectors512 {
   }
 };
 
+// As the avx2 tier's.
+struct Bytes : Bytes512 {
+  static Sum dot(Sum sum, Operand weight, Operand x) {
+    const __m512i pairs = _mm512_maddubs_epi16(weight, x);
+    const __m512i products = _mm512_madd_epi16(pairs, _mm512_set1_epi16(1));
+    asm("vpaddd %1, %0, %0" : "+v"(sum) : "v"(products));
+    return sum;
+  }
+};
+
 struct Pairs : Pairs512 {
   static Sum dot(Sum sum, Operand weight, Operand x) {
     const __m512i products = _mm512_madd_epi16(weight, x);
@@ -91,7 +101,7 @@ struct Pairs : Pairs512 {
 }  // namespace
 
 const GemmKernel* gemm_kernel_avx512(WeightKind kind, DotKind dot) {
-  return tier_kernel<Floats, Pairs>(kind, dot);
+  return tier_kernel<Floats, Bytes, Pairs>(kind, dot);
 }
 
 const RowKernels* row_kernels_avx512() {

@@ -47,8 +47,8 @@ enum class WeightKind { int4, int8, fp4, fp8, bf16, f16, f32 };
 constexpr int kWeightKinds = 7;
 
 // What x is multiplied as: floats (bfloat16 or float32, by tier), or integers of eight or sixteen
-// bits with integer codes. fp4 with fp4 are integers of eight bits too, once both are doubled;
-// where a tier has no instruction for these, their float products are as exact.
+// bits with integer codes. fp4 with fp4 are integers of eight bits too, once both are doubled; in
+// the ref tier, which multiplies them as floats, the products are as exact.
 enum class DotKind { floats, int8, int16 };
 
 enum class ScaleKind { none, f32, bf16, f16, e4m3, e8m0 };

@@ -2,8 +2,9 @@
 //
 // A tier's `Dot` says what one step is:
 //
-//   kLanes, kTiles     rows of the panel in a register, registers of words that are taken at once
-//   kMaxRows           rows of x whose sums fit the registers beside those
+//   kLanes             rows of the panel in a register
+//   kMaxRows           rows of x whose sums fit the registers
+//   tiles<rows>        registers of words that are taken at once with so many rows of x
 //   kRowsBesideWords   and beside the words that they were decoded from
 //   kRowsWithTotals    and beside their totals
 //   decoding_rows<kind>     rows of x that are taken at once while codes are decoded into registers
@@ -17,7 +18,9 @@
 //   kIntegers          sums are integers, and begin at what takes the offset out of them
 //   offset<kind>       what decoding leaves in a code
 //   doubled<kind>      decoded codes are twice what they stand for
-//   decode<kind, step>(words), dot(sum, operand, x), to_float(sum), zero() or from_float(value)
+//   factor<kind>       what is still to be multiplied to a sum of products
+//   arrange<kind>(words), decode<kind, step>(arranged)
+//   dot(sum, operand, x), to_float(sum), zero() or from_float(value)
 //   load, store, set1, mul, fmadd, fnmadd   on Float
 #pragma once
 
@@ -33,10 +36,10 @@ namespace fewbits {
 namespace {
 
 // Weights are asked for ahead, across the end of a panel into the next one, and only for the
-// second-level cache: the hardware's own prefetcher follows what misses the first. Where all rows
-// take part in one pass over a block, it asks for what it reads this many words later; several
-// passes share the lines of the next block among them, so that memory is read all the time and not
-// by the first pass alone.
+// second-level cache: the hardware's own prefetcher follows what misses the first. Where one pass
+// over a block is all, with all rows of x and of the panel, it asks for what it reads this many
+// words later; several passes share the lines of the next block among them, so that memory is read
+// all the time and not by the first pass alone.
 constexpr int kPrefetchWords = 48;
 // From this many operations on a register of words, dots and what decoding takes, a pass is slower
 // than memory, and all lines are asked for; below, one of four: to ask for all then costs a third
@@ -48,6 +51,11 @@ constexpr int kPanelLines = kPanelRows / kLineRows;
 // With groups of at most this many codes it pays to keep totals in registers, and so to take fewer
 // rows at once: they are changed every few products.
 constexpr int kSmallGroup = 32;
+
+template <class Dot, int rows>
+constexpr int kTiles = Dot::template tiles<rows>;
+template <class Dot, int rows>
+constexpr int kStripRows = kTiles<Dot, rows> * Dot::kLanes;
 
 // Some spans of a panel. `words` and `operands` begin at the first word of the first span, `scale`
 // and `offset` at its group.
@@ -80,19 +88,22 @@ struct Ahead {
 };
 
 template <class Dot, WeightKind kind, bool decoded, int rows>
-FEWBITS_INLINE Ahead ahead_of(const Block& block, int64_t m) {
-  if (rows >= block.rows) {
+FEWBITS_INLINE Ahead ahead_of(const Block& block, int64_t m, int n) {
+  constexpr int kStrips = kPanelRows / kStripRows<Dot, rows>;
+  if (kStrips == 1 && rows >= block.rows) {
     constexpr int kDots = rows * Dot::template steps<kind>;
     constexpr bool kSlow = kDots + Dot::template decode_operations<kind> >= kSlowPass;
     return {block.words + kPrefetchWords * kPanelRows, kPanelRows,
             kSlow || block.intel ? kPanelLines : 1, block.words + block.count * kPanelRows,
             block.next};
   }
-  // The next block is shared out by rows of x.
+  // By rows of x and strips.
   const int64_t size = block.count * kPanelRows;
   constexpr int kParts = decoded ? Dot::template steps<kind> : 1;
-  const int64_t stride = (kPanelRows / kParts * rows + block.rows - 1) / block.rows;
-  const uint32_t* const words = block.next + size * m / block.rows;
+  const int64_t all = block.rows * kStrips;
+  const int64_t stride = (kPanelRows / kParts * rows + all - 1) / all;
+  const int64_t before = m * kStrips + n / kStripRows<Dot, rows> * rows;
+  const uint32_t* const words = block.next + size * before / all;
   return {words, stride, static_cast<int>((stride + kLineRows - 1) / kLineRows), words + size,
           words + size};
 }
@@ -111,14 +122,15 @@ constexpr bool has_offsets() {
 }
 
 template <class Dot, WeightKind kind, int rows, int step = 0>
-FEWBITS_INLINE void multiply_word(const typename Dot::Words (&words)[Dot::kTiles],
+FEWBITS_INLINE void multiply_word(const typename Dot::Words (&words)[kTiles<Dot, rows>],
                                   const uint32_t* x, int64_t x_stride,
-                                  typename Dot::Sum (&sum)[rows][Dot::kTiles]) {
-  typename Dot::Operand weights[Dot::kTiles];
-  for (int t = 0; t < Dot::kTiles; ++t) weights[t] = Dot::template decode<kind, step>(words[t]);
+                                  typename Dot::Sum (&sum)[rows][kTiles<Dot, rows>]) {
+  typename Dot::Operand weights[kTiles<Dot, rows>];
+  for (int t = 0; t < kTiles<Dot, rows>; ++t)
+    weights[t] = Dot::template decode<kind, step>(words[t]);
   for (int m = 0; m < rows; ++m) {
     const typename Dot::Operand value = Dot::broadcast(x + m * x_stride + step);
-    for (int t = 0; t < Dot::kTiles; ++t) sum[m][t] = Dot::dot(sum[m][t], weights[t], value);
+    for (int t = 0; t < kTiles<Dot, rows>; ++t) sum[m][t] = Dot::dot(sum[m][t], weights[t], value);
   }
   if constexpr (step + 1 < Dot::template steps<kind>) {
     multiply_word<Dot, kind, rows, step + 1>(words, x, x_stride, sum);
@@ -129,7 +141,7 @@ FEWBITS_INLINE void multiply_word(const typename Dot::Words (&words)[Dot::kTiles
 template <class Dot, WeightKind kind, bool decoded, int rows>
 FEWBITS_INLINE void multiply_span(const Block& block, int64_t begin, int64_t end, const uint32_t* x,
                                   int64_t x_stride, int n, const Ahead& ahead,
-                                  typename Dot::Sum (&sum)[rows][Dot::kTiles]) {
+                                  typename Dot::Sum (&sum)[rows][kTiles<Dot, rows>]) {
   constexpr int kSteps = Dot::template steps<kind>;
   const uint32_t* line =
       (decoded ? block.operands + begin * kSteps * kPanelRows : block.words + begin * kPanelRows) +
@@ -139,30 +151,29 @@ FEWBITS_INLINE void multiply_span(const Block& block, int64_t begin, int64_t end
   x += begin * kSteps;
   // The loop's first pass is unconditional: with a way around it GCC keeps the sums in memory.
   do {
-    // Where codes were decoded once, rows are so many that a line each time is enough. The first
-    // strip asks for all: a pass over some lines of every four is what the hardware doesn't
-    // foresee.
-    for (int i = 0; n == 0 && i < (decoded ? 1 : ahead.lines); ++i) {
+    // Where codes were decoded once, rows are so many that a line each time is enough.
+    for (int i = 0; i < (decoded ? 1 : ahead.lines); ++i) {
       _mm_prefetch(fetched + i * kLineRows, _MM_HINT_T1);
     }
     fetched += ahead.stride;
     if (fetched == ahead.border) fetched = ahead.next;
     if constexpr (decoded) {
-      typename Dot::Operand weights[Dot::kTiles];
-      for (int t = 0; t < Dot::kTiles; ++t) {
+      typename Dot::Operand weights[kTiles<Dot, rows>];
+      for (int t = 0; t < kTiles<Dot, rows>; ++t) {
         weights[t] = Dot::load_operand(line + t * Dot::kLanes);
         // Else GCC loads the operands anew for each row.
         asm("" : "+v"(weights[t]));
       }
       for (int m = 0; m < rows; ++m) {
         const typename Dot::Operand value = Dot::broadcast(x + m * x_stride);
-        for (int t = 0; t < Dot::kTiles; ++t) sum[m][t] = Dot::dot(sum[m][t], weights[t], value);
+        for (int t = 0; t < kTiles<Dot, rows>; ++t)
+          sum[m][t] = Dot::dot(sum[m][t], weights[t], value);
       }
       ++x;
     } else {
-      typename Dot::Words words[Dot::kTiles];
-      for (int t = 0; t < Dot::kTiles; ++t) {
-        words[t] = Dot::load_words(line + t * Dot::kLanes);
+      typename Dot::Words words[kTiles<Dot, rows>];
+      for (int t = 0; t < kTiles<Dot, rows>; ++t) {
+        words[t] = Dot::template arrange<kind>(Dot::load_words(line + t * Dot::kLanes));
         // Else GCC loads the words anew for each step, where sums leave registers for them.
         if constexpr (rows <= Dot::kRowsBesideWords) asm("" : "+v"(words[t]));
       }
@@ -185,14 +196,14 @@ struct Totals {
   int64_t stride;
   float* memory;
   int n;
-  Float kept[kKept ? rows : 1][Dot::kTiles];
+  Float kept[kKept ? rows : 1][kTiles<Dot, rows>];
 
   FEWBITS_MEMBER Totals(const Block& b, const GemmInput& in, int64_t m, int strip, float* totals)
       : block(b), stride(in.span_stride), memory(totals + m * kPanelRows + strip), n(strip) {
     if constexpr (has_sums<Dot, kind>()) sums = in.sums + m * stride + block.first_span;
     if constexpr (scaled) scales = in.scales + m * stride + block.first_span;
     for (int i = 0; kKept && i < rows; ++i) {
-      for (int t = 0; t < Dot::kTiles; ++t) kept[i][t] = Dot::load(place(i, t));
+      for (int t = 0; t < kTiles<Dot, rows>; ++t) kept[i][t] = Dot::load(place(i, t));
     }
   }
 
@@ -200,7 +211,7 @@ struct Totals {
     return memory + i * kPanelRows + t * Dot::kLanes;
   }
 
-  FEWBITS_MEMBER void begin(typename Dot::Sum (&sum)[rows][Dot::kTiles]) const {
+  FEWBITS_MEMBER void begin(typename Dot::Sum (&sum)[rows][kTiles<Dot, rows>]) const {
     for (int i = 0; i < rows; ++i) {
       typename Dot::Sum first;
       if constexpr (Dot::kIntegers) {
@@ -210,11 +221,12 @@ struct Totals {
       } else {
         first = Dot::zero();
       }
-      for (int t = 0; t < Dot::kTiles; ++t) sum[i][t] = first;
+      for (int t = 0; t < kTiles<Dot, rows>; ++t) sum[i][t] = first;
     }
   }
 
-  FEWBITS_MEMBER void add(const Span* span, const typename Dot::Sum (&sum)[rows][Dot::kTiles]) {
+  FEWBITS_MEMBER void add(const Span* span,
+                          const typename Dot::Sum (&sum)[rows][kTiles<Dot, rows>]) {
     // Once for all: within the loops the question costs registers.
     if (has_offsets<Dot, kind>() && block.offset) {
       add<true>(span, sum);
@@ -226,15 +238,19 @@ struct Totals {
   }
 
   template <bool shifted>
-  FEWBITS_MEMBER void add(const Span* span, const typename Dot::Sum (&sum)[rows][Dot::kTiles]) {
+  FEWBITS_MEMBER void add(const Span* span,
+                          const typename Dot::Sum (&sum)[rows][kTiles<Dot, rows>]) {
     const int64_t group = int64_t{span->group - block.begin->group} * kPanelRows + n;
 #pragma GCC unroll 4
-    for (int t = 0; t < Dot::kTiles; ++t) {
+    for (int t = 0; t < kTiles<Dot, rows>; ++t) {
       const Float scale = Dot::load(block.scale + group + t * Dot::kLanes);
       Float offset;
       if constexpr (shifted) offset = Dot::load(block.offset + group + t * Dot::kLanes);
       for (int i = 0; i < rows; ++i) {
         Float partial = Dot::to_float(sum[i][t]);
+        if constexpr (Dot::template factor<kind> != 1) {
+          partial = Dot::mul(partial, Dot::set1(Dot::template factor<kind>));
+        }
         if constexpr (shifted) {
           partial = Dot::fnmadd(offset, Dot::set1(sums[i * stride]), partial);
         }
@@ -250,7 +266,7 @@ struct Totals {
 
   FEWBITS_MEMBER void store() const {
     for (int i = 0; kKept && i < rows; ++i) {
-      for (int t = 0; t < Dot::kTiles; ++t) Dot::store(place(i, t), kept[i][t]);
+      for (int t = 0; t < kTiles<Dot, rows>; ++t) Dot::store(place(i, t), kept[i][t]);
     }
   }
 };
@@ -263,10 +279,10 @@ __attribute__((noinline)) static void multiply(const Block& block, const GemmInp
   constexpr int kSteps = Dot::template steps<kind>;
   const int64_t first_word = block.begin->word_begin;
   const uint32_t* x = in.values + m * in.value_stride + first_word * kSteps;
-  const Ahead ahead = ahead_of<Dot, kind, decoded, rows>(block, m);
+  const Ahead ahead = ahead_of<Dot, kind, decoded, rows>(block, m, n);
   Totals<Dot, kind, scaled, rows> totals(block, in, m, n, memory);
   for (const Span* span = block.begin; span < block.end; ++span) {
-    typename Dot::Sum sum[rows][Dot::kTiles];
+    typename Dot::Sum sum[rows][kTiles<Dot, rows>];
     totals.begin(sum);
     multiply_span<Dot, kind, decoded, rows>(block, span->word_begin - first_word,
                                             span->word_end - first_word, x, in.value_stride, n,
@@ -279,7 +295,7 @@ __attribute__((noinline)) static void multiply(const Block& block, const GemmInp
 template <class Dot, WeightKind kind, bool decoded, bool scaled, int rows>
 FEWBITS_INLINE void multiply_strips(const Block& block, const GemmInput& in, int64_t m,
                                     float* totals) {
-  for (int n = 0; n < kPanelRows; n += Dot::kTiles * Dot::kLanes) {
+  for (int n = 0; n < kPanelRows; n += kStripRows<Dot, rows>) {
     multiply<Dot, kind, decoded, scaled, rows>(block, in, m, n, totals);
   }
 }
@@ -360,7 +376,7 @@ static void panel(const GemmPanel& p, const GemmInput& in, int64_t rows, float* 
         alignas(64) uint32_t operands[kSpanCodes / kCodes * kSteps * kPanelRows];
         for (int64_t i = 0; i < words * kPanelRows; i += Dot::kLanes) {
           const int64_t kw = i / kPanelRows, n = i % kPanelRows;
-          decode_word<Dot, kind>(Dot::load_words(block.words + i),
+          decode_word<Dot, kind>(Dot::template arrange<kind>(Dot::load_words(block.words + i)),
                                  operands + kw * kSteps * kPanelRows + n);
         }
         block.operands = operands;

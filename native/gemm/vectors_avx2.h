@@ -9,8 +9,10 @@ namespace {
 struct Vectors256 {
   static constexpr bool kIntegers = false;
   static constexpr int kLanes = 8;
-  static constexpr int kTiles = 2;    // a strip is a cache line wide
-  static constexpr int kMaxRows = 4;  // by two tiles: eight of sixteen registers
+  static constexpr int kMaxRows = 4;
+  // At most eight of sixteen registers are sums. With one row two of them would be waited for.
+  template <int rows>
+  static constexpr int tiles = rows <= 2 ? 4 : 2;
   static constexpr int kRowsBesideWords = 4;
   static constexpr int decode_once_rows_intel = kNever;
   static constexpr int kRowsWithTotals = 3;
@@ -20,11 +22,17 @@ struct Vectors256 {
   static constexpr int decode_once_rows = codes_per_word(kind) == 8 ? 24 : 12;
   template <WeightKind kind>
   static constexpr bool doubled = false;
+  template <WeightKind kind>
+  static constexpr float factor = 1;
   using Words = __m256i;
   using Float = __m256;
 
   static Words load_words(const uint32_t* p) {
     return _mm256_load_si256(reinterpret_cast<const __m256i*>(p));
+  }
+  template <WeightKind kind>
+  static Words arrange(Words words) {
+    return words;
   }
   static Float load(const float* p) { return _mm256_load_ps(p); }
   static void store(float* p, Float value) { _mm256_store_ps(p, value); }

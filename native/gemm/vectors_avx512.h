@@ -11,8 +11,9 @@ constexpr int kAndOr = 0xea;  // truth table of (a & b) | c
 struct Vectors512 {
   static constexpr bool kIntegers = false;
   static constexpr int kLanes = 16;
-  static constexpr int kTiles = kPanelRows / kLanes;
-  static constexpr int kMaxRows = 6;  // by four tiles: 24 sums
+  static constexpr int kMaxRows = 6;
+  template <int rows>
+  static constexpr int tiles = kPanelRows / kLanes;  // at most 24 sums
   static constexpr int kRowsBesideWords = 4;
   static constexpr int kRowsWithTotals = 3;
   static constexpr int decode_once_rows_intel = kNever;
@@ -22,10 +23,16 @@ struct Vectors512 {
   static constexpr int decode_once_rows = codes_per_word(kind) == 8 ? kNever : 10;
   template <WeightKind kind>
   static constexpr bool doubled = false;
+  template <WeightKind kind>
+  static constexpr float factor = 1;
   using Words = __m512i;
   using Float = __m512;
 
   static Words load_words(const uint32_t* p) { return _mm512_load_si512(p); }
+  template <WeightKind kind>
+  static Words arrange(Words words) {
+    return words;
+  }
   static Float load(const float* p) { return _mm512_load_ps(p); }
   static void store(float* p, Float value) { _mm512_store_ps(p, value); }
   static Float set1(float value) { return _mm512_set1_ps(value); }

@@ -110,8 +110,9 @@ constexpr GemmKernel make_kernel() {
           has_sums<Dot, kind>(), Dot::template doubled<kind>};
 }
 
-// The kernels of a tier that multiplies floats, and integers in pairs of sixteen bits.
-template <class Floats, class Pairs>
+// The kernels of a tier that multiplies floats, and integers in pairs: of eight bits where the
+// codes have four, else of sixteen.
+template <class Floats, class Bytes, class Pairs>
 const GemmKernel* tier_kernel(WeightKind kind, DotKind dot) {
   static constexpr GemmKernel kFloats[kWeightKinds] = {
       make_kernel<Floats, FloatWords, WeightKind::int4>(),
@@ -122,10 +123,14 @@ const GemmKernel* tier_kernel(WeightKind kind, DotKind dot) {
       make_kernel<Floats, FloatWords, WeightKind::f16>(),
       make_kernel<Floats, FloatWords, WeightKind::f32>(),
   };
-  static constexpr GemmKernel kInteger4 = make_kernel<Pairs, Int16Words, WeightKind::int4>();
-  static constexpr GemmKernel kInteger8 = make_kernel<Pairs, Int16Words, WeightKind::int8>();
-  if (dot == DotKind::floats || kind == WeightKind::fp4) return &kFloats[static_cast<int>(kind)];
-  return kind == WeightKind::int4 ? &kInteger4 : kind == WeightKind::int8 ? &kInteger8 : nullptr;
+  static constexpr GemmKernel kBytes4 = make_kernel<Bytes, Int8Words, WeightKind::int4>();
+  static constexpr GemmKernel kBytesFp4 = make_kernel<Bytes, Int8Words, WeightKind::fp4>();
+  static constexpr GemmKernel kPairs4 = make_kernel<Pairs, Int16Words, WeightKind::int4>();
+  static constexpr GemmKernel kPairs8 = make_kernel<Pairs, Int16Words, WeightKind::int8>();
+  if (dot == DotKind::floats) return &kFloats[static_cast<int>(kind)];
+  if (kind == WeightKind::fp4) return &kBytesFp4;
+  if (kind == WeightKind::int8) return &kPairs8;
+  return dot == DotKind::int8 ? &kBytes4 : &kPairs4;
 }
 
 // The kernels of a tier whose instructions add up products of integers of eight and sixteen bits.

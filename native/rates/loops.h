@@ -25,9 +25,11 @@ static inline void rate_loop(int64_t steps, Vector a, Instruction add) {
 }
 
 void rate_f32_avx2(int64_t steps);
+void rate_pairs_avx2(int64_t steps);
 void rate_int8_avx_vnni(int64_t steps);
 void rate_int16_avx_vnni(int64_t steps);
 void rate_f32_avx512(int64_t steps);
+void rate_pairs_avx512(int64_t steps);
 void rate_bf16_avx512(int64_t steps);
 void rate_int8_avx512(int64_t steps);
 void rate_int16_avx512(int64_t steps);

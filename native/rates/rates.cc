@@ -36,10 +36,12 @@ Loop loop_of([[maybe_unused]] Dot dot) {
     if (dot == Dot::bf16 && tier() >= Tier::avx512_bf16) return {rate_bf16_avx512, 32};
     if (dot == Dot::int8 && cpu.avx512_vnni) return {rate_int8_avx512, 64};
     if (dot == Dot::int16 && cpu.avx512_vnni) return {rate_int16_avx512, 32};
+    if (dot == Dot::int8 || dot == Dot::int16) return {rate_pairs_avx512, 32};
   } else if (tier() >= Tier::avx2) {
     if (dot == Dot::f32) return {rate_f32_avx2, 8};
     if (dot == Dot::int8 && cpu.avx_vnni) return {rate_int8_avx_vnni, 32};
     if (dot == Dot::int16 && cpu.avx_vnni) return {rate_int16_avx_vnni, 16};
+    if (dot == Dot::int8 || dot == Dot::int16) return {rate_pairs_avx2, 16};
   }
 #endif
   return {};

@@ -11,6 +11,15 @@ void rate_f32_avx512(int64_t steps) {
   });
 }
 
+void rate_pairs_avx512(int64_t steps) {
+  rate_loop(steps, _mm512_set1_epi16(1), [](auto& sum, auto a) {
+    asm volatile("vpmaddwd %1, %1, %%zmm31\n\tvpaddd %%zmm31, %0, %0"
+                 : "+v"(sum)
+                 : "v"(a)
+                 : "xmm31");
+  });
+}
+
 void rate_bf16_avx512(int64_t steps) {
   rate_loop(steps, _mm512_set1_epi16(0x3f00), [](auto& sum, auto a) {
     asm volatile("vdpbf16ps %1, %1, %0" : "+v"(sum) : "v"(a));
