@@ -9,15 +9,15 @@ namespace {
 struct Vectors256 {
   static constexpr bool kIntegers = false;
   static constexpr int kLanes = 8;
-  static constexpr int kMaxRows = 4;
-  // At most eight of sixteen registers are sums. With one row two of them would be waited for.
+  static constexpr int kMaxRows = 6;
+  // At most twelve of sixteen registers are sums. With one row two of them would be waited for.
   template <int rows>
   static constexpr int tiles = rows <= 2 ? 4 : 2;
   static constexpr int kRowsBesideWords = 4;
   static constexpr int decode_once_rows_intel = kNever;
   static constexpr int kRowsWithTotals = 3;
   template <WeightKind kind>
-  static constexpr int decoding_rows = codes_per_word(kind) == 8 ? 4 : kMaxRows;
+  static constexpr int decoding_rows = kMaxRows;
   template <WeightKind kind>
   static constexpr int decode_once_rows = codes_per_word(kind) == 8 ? 24 : 12;
   template <WeightKind kind>
