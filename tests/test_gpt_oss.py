@@ -112,6 +112,8 @@ def test_the_limit_is_the_configs() -> None:
         assert model.layers[0].feed_forward.activation.limit == limit
     with pytest.raises(FewbitsError, match="must not be negative"):
         gpt_oss.configure(Config(config | {"swiglu_limit": -1.0}, "config.json"))
+    with pytest.raises(FewbitsError, match="swiglu_alpha"):
+        gpt_oss.configure(Config(config | {"swiglu_alpha": 1.5}, "config.json"))
 
 
 def test_rows_of_gate_and_up_that_share_scales_are_refused(tmp_path: Path) -> None:

@@ -77,7 +77,7 @@ def logits_of(model: torch.nn.Module) -> list[list[float]] | None:
 def export(row: Export, base: Path, folder: Path) -> tuple[Tensors, list[list[float]] | None]:
     """Runs Quark in memory: the decompressed weight of every module that it quantized, and its model's logits."""
     model = load(base)
-    if row.base.model_type == "qwen3_moe":
+    if row.base.model_type in ("qwen3_moe", "gpt_oss"):
         from quark.torch.utils.llm.model_preparation import preprocess_for_quantization
 
         preprocess_for_quantization(model)

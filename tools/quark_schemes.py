@@ -7,7 +7,7 @@ from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 
-from fixture_models import LLAMA, BaseModel
+from fixture_models import GPT_OSS, LLAMA, BaseModel
 from quark.torch.quantization.config import config as specs
 from quark.torch.quantization.config import template
 from quark.torch.quantization.config.config import QLayerConfig, QTensorConfig
@@ -25,6 +25,8 @@ MOE = BaseModel(
     | {"num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 32, "decoder_sparse_step": 1}
     | {"norm_topk_prob": True, "rms_norm_eps": 1e-6, "rope_theta": 1000000.0},
 )
+# The second layer has full attention, the first slides.
+SMALL_GPT_OSS = GPT_OSS.but(num_hidden_layers=2, num_local_experts=3, vocab_size=40)
 HEAD = ("lm_head",)
 K, MLP = "*k_proj", "*mlp*"
 
@@ -194,6 +196,13 @@ EXPORTS = (
     Export("int4-fp8-head", "template int4_fp8; head too", INT4_FP8),
     Export("amdfp4", "fp4 under E5M3 scales, weight-only", only(AMDFP4), exclude=HEAD),
     Export("moe-int8", "experts one by one, router excluded", PER_TOKEN, exclude=("lm_head", "*.mlp.gate"), base=MOE),
+    Export(
+        "gpt-oss-mxfp4-fp8",
+        "gpt-oss: experts one by one, gate and up in turn, static inputs; router and attention excluded",
+        only(MXFP4, FP8_TENSOR),
+        exclude=("lm_head", "*router*", "*self_attn*"),
+        base=SMALL_GPT_OSS,
+    ),
     Export("layer-types", "a scheme for Linear, another for all else", only(FP8_CHANNEL), types={"Linear": PER_TOKEN}),
     Export("fake-quantized", "floats beside their scales", PER_TOKEN, exclude=HEAD, weight_format="fake_quantized"),
     Export("custom-fp8", "FP8 mode, static", template.FP8Scheme().config, exclude=HEAD, custom_mode="fp8"),

@@ -80,8 +80,8 @@ class MoeConfig:
     """`experts` of one width, of which the router chooses; `selection_bias`: a vector beside the router.
 
     `names` are the ways in which they may be stored: the first that the checkpoint has, or else the first of all.
-    `bias`: of the router and of each expert. `in_turn` and `transposed` as in Need: of experts that are stacked, the
-    former where gate and up are one.
+    `bias`: of the router and of each expert. `in_turn` and `transposed` as in Need: the former where gate and up are
+    one.
     """
 
     experts: int

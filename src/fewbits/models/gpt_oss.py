@@ -32,4 +32,5 @@ def configure(config: Config) -> DecoderConfig:
         transposed=True,
     )
     config.expect("attention_bias", True)
+    config.expect("swiglu_alpha", 1.702)
     return decoder(config, types, [block] * len(types), qkv_bias="yes", output_bias="yes", sinks=True)

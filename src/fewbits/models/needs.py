@@ -15,8 +15,8 @@ class Need(NamedTuple):
     and `instead` says what then takes its place, if something does. `other` is a tensor by its whole name, a vector
     that the model takes as it is, floats or `integers`; the plan shows it in the row of its `owner`, if it has one.
 
-    Of experts in one stack: `transposed`, plain floats are stored [K, N]; `in_turn`, the rows of gate and up are stored
-    in turn, and are put one behind the other when they are loaded.
+    Of experts: `in_turn`, the rows of gate and up are stored in turn, and are put one behind the other when they are
+    loaded; `transposed`, plain floats in one stack are stored [K, N].
     """
 
     name: str

@@ -152,9 +152,8 @@ class _Planner:
             if alike and key in self._known:
                 self._known[key] = _Known(resolved, dtype, execution)
         claimed, decided_by = resolved.claimed, resolved.decided_by
-        self.plan.rows.append(
-            Row(name, kind, resolved.shape, resolved.spec, dtype, claimed, decided_by, execution, name, resolved)
-        )
+        row = Row(name, kind, resolved.shape, resolved.spec, dtype, claimed, decided_by, execution, name, resolved)
+        self.plan.rows.append(row._replace(in_turn=True) if need is not None and need.in_turn else row)
         if len(claimed) != len(stored):
             self.plan.leftover_tensors += [f"{name}.{suffix}" for suffix in stored if suffix not in claimed]
 
