@@ -1,4 +1,4 @@
-"""Drafters for tests: those that tools/make_drafter_fixtures.py wrote, and what is made of them."""
+"""Drafters for tests: those of tests/exports/drafters, and what is made of them."""
 
 from __future__ import annotations
 

@@ -223,6 +223,7 @@ def test_a_head_of_another_width_is_never_shared(native: Loaded) -> None:
         ({"eagle_config": {"eagle_aux_hidden_state_layer_ids": [1, 2]}}, "draft-mismatch", "takes in 3 states"),
         ({"eagle_config": {"use_aux_hidden_state": False}}, "config-unsupported", "use_aux_hidden_state"),
         ({"speculators_model_type": "dflash"}, "config-unsupported", "dflash"),
+        ({"speculators_model_type": "peagle"}, "config-unsupported", "peagle"),
         ({"norm_before_fc": True, "fc_norm": True}, "config-unsupported", "exclude each other"),
     ],
 )
@@ -271,7 +272,7 @@ def test_a_model_is_no_drafter_and_a_drafter_no_model(native: Loaded) -> None:
 
 
 def test_speculators_must_say_which_residual(native: Loaded, tmp_path: Path) -> None:
-    folder = changed(tmp_path / "drafter", name="speculators-fc-norm", norm_before_residual=None)
+    folder = changed(tmp_path / "drafter", name="speculators-llama", norm_before_residual=None)
     with pytest.raises(FewbitsError) as caught:
         load_drafter(folder, native)
     assert "norm_before_residual is missing" in str(caught.value)

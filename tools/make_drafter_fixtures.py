@@ -73,7 +73,6 @@ CASES = (
         switches={"norm_before_residual": True, "norm_output": True},
         qk_norm=True,
     ),
-    Case("speculators-fc-norm", None, style="speculators", switches={"norm_before_residual": False, "fc_norm": True}),
     Case("norm-before-fc", None, switches={"norm_before_fc": True}),
 )
 
@@ -97,8 +96,6 @@ def weights_of(case: Case) -> dict[str, Tensor]:
     }
     if case.qk_norm:
         shapes |= {f"{first}.self_attn.{one}_norm.weight": (D,) for one in "qk"}
-    if case.switches.get("fc_norm"):
-        shapes |= {f"fc_norm.{index}.weight": (H,) for index in range(3)}
     if case.switches.get("norm_before_fc"):
         shapes["input_norm.weight"] = (3 * H,)
     weights = {}
@@ -184,12 +181,8 @@ class Reference:
 
     def combine(self, states: Tensor) -> Tensor:
         """One row of states of the target."""
-        switches = self.case.switches
-        if switches.get("norm_before_fc"):
+        if self.case.switches.get("norm_before_fc"):
             states = norm(states, self.weights["input_norm.weight"])
-        if switches.get("fc_norm"):
-            parts = states.chunk(3)
-            states = torch.cat([norm(part, self.weights[f"fc_norm.{i}.weight"]) for i, part in enumerate(parts)])
         return self.weights["fc.weight"] @ states
 
     def step(self, token: int, state: Tensor) -> tuple[Tensor, Tensor]:
@@ -280,14 +273,20 @@ def main() -> None:
     for case in CASES:
         make(case)
         print(case.name, flush=True)
+    names = {case.name for case in CASES}
     lines = [
         "# Drafters",
         "",
-        "Random Eagle3 drafters for `tests/fixtures/w4a16-asym-g32-head-f32`, written by",
-        "`tools/make_drafter_fixtures.py`, which says what expected.safetensors holds. Quantized by llm-compressor",
+        f"Random Eagle3 drafters for `{TARGET.relative_to(ROOT)}`, written by",
+        f"`tools/{Path(__file__).name}`, which says",
+        "what expected.safetensors holds. Quantized ones by llm-compressor "
         f"{version('llmcompressor')} and compressed-tensors {version('compressed-tensors')}.",
         "",
         *[f"- `{case.name}`" for case in CASES],
+        "",
+        "`tools/make_speculators_fixtures.py` has the speculators library write these, and say what they guess:",
+        "",
+        *[f"- `{folder.name}`" for folder in sorted(OUT.glob("speculators-*")) if folder.name not in names],
         "",
     ]
     (OUT / "README.md").write_text("\n".join(lines), encoding="utf-8")

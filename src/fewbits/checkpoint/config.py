@@ -131,7 +131,7 @@ class Config:
         """Dotted paths of keys that carry a value (not null, {}, [] or "") and were never read."""
         for key, value in self.data.items():
             if key in self._subs:
-                yield from self._subs[key].leftovers()
+                yield from self._subs[key].leftovers(harmless)
             elif key not in self._read and key not in harmless and value not in (None, {}, [], ""):
                 yield self._dotted(key)
         if self.fallback is not None:
