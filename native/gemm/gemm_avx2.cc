@@ -6,6 +6,37 @@
 namespace fewbits {
 namespace {
 
+// Lower and upper bytes of e4m3 codes as bfloat16: one is the lower nibble, moved, the other
+// follows from the upper. Subnormal numbers, whose exponent is 0, are looked up.
+struct E4m3Bytes {
+  __m256i low, high;
+
+  static __m256i look_up(__m128i table, __m256i nibbles) {
+    return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(table), nibbles);
+  }
+
+  explicit E4m3Bytes(__m256i codes) {
+    const __m256i nibble = _mm256_set1_epi8(0x0f);
+    const __m256i magnitude = _mm256_and_si256(codes, _mm256_set1_epi8(0x7f));
+    const __m256i upper = _mm256_and_si256(_mm256_srli_epi16(magnitude, 4), nibble);
+    const __m256i lower = _mm256_and_si256(codes, nibble);
+    const __m256i subnormal = _mm256_cmpgt_epi8(_mm256_set1_epi8(8), magnitude);
+    // A NaN's exponent is filled up.
+    const __m256i nan = _mm256_cmpeq_epi8(magnitude, _mm256_set1_epi8(0x7f));
+    const __m128i subnormal_low =
+        _mm_setr_epi8(0, 0, -0x80, -0x40, 0, 0x20, 0x40, 0x60, 0, 0, 0, 0, 0, 0, 0, 0);
+    const __m128i subnormal_high =
+        _mm_setr_epi8(0, 0x3b, 0x3b, 0x3b, 0x3c, 0x3c, 0x3c, 0x3c, 0, 0, 0, 0, 0, 0, 0, 0);
+    const __m256i normal_high = _mm256_add_epi8(upper, _mm256_set1_epi8(0x3c));
+    const __m256i normal_low =
+        _mm256_and_si256(_mm256_slli_epi16(codes, 4), _mm256_set1_epi8(-0x10));
+    low = _mm256_blendv_epi8(normal_low, look_up(subnormal_low, lower), subnormal);
+    high = _mm256_blendv_epi8(normal_high, look_up(subnormal_high, lower), subnormal);
+    high = _mm256_or_si256(high, _mm256_andnot_si256(_mm256_set1_epi8(0x7f), codes));
+    high = _mm256_or_si256(high, _mm256_and_si256(nan, _mm256_set1_epi8(0x7f)));
+  }
+};
+
 struct Floats : Vectors256 {
   template <WeightKind kind>
   static constexpr int decode_once_rows = codes_per_word(kind) == 8  ? 24
@@ -20,9 +51,6 @@ struct Floats : Vectors256 {
   static constexpr int decode_operations = kind == WeightKind::f32 ? 0 : 2 * codes_per_word(kind);
   template <WeightKind kind>
   static constexpr float offset = 0;
-  // Half precision's exponents begin eight lower than those of e4m3.
-  template <WeightKind kind>
-  static constexpr float factor = kind == WeightKind::fp8 ? 256 : 1;
 
   static Operand load_operand(const uint32_t* p) {
     return _mm256_load_ps(reinterpret_cast<const float*>(p));
@@ -37,33 +65,16 @@ struct Floats : Vectors256 {
   static Sum dot(Sum sum, Operand weight, Operand x) { return _mm256_fmadd_ps(weight, x, sum); }
   static Float to_float(Sum sum) { return sum; }
 
-  // Codes of 8 and 16 bits that are converted as halves are brought together: the low lane then has
-  // those of step 0 and, where there are four, of 2 behind them, and the high lane those of 1
-  // and 3.
+  // Halves are brought together: the low lane then has those of step 0, the high lane those of 1.
   template <WeightKind kind>
   static Words arrange(Words words) {
-    if constexpr (kind == WeightKind::fp8) {
-      const __m128i order = _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-      words = _mm256_shuffle_epi8(words, _mm256_broadcastsi128_si256(order));
-      return _mm256_permutevar8x32_epi32(words, _mm256_setr_epi32(0, 4, 2, 6, 1, 5, 3, 7));
-    } else if constexpr (kind == WeightKind::f16) {
+    if constexpr (kind == WeightKind::f16) {
       const __m128i order = _mm_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15);
       words = _mm256_shuffle_epi8(words, _mm256_broadcastsi128_si256(order));
       return _mm256_permute4x64_epi64(words, 0xd8);
     } else {
       return words;
     }
-  }
-
-  template <int lane>
-  static Operand from_halves(__m256i halves) {
-    if constexpr (lane == 0) return _mm256_cvtph_ps(_mm256_castsi256_si128(halves));
-    return _mm256_cvtph_ps(_mm256_extracti128_si256(halves, 1));
-  }
-
-  template <int half>
-  static __m256i unpack(__m256i low, __m256i high) {
-    return half == 0 ? _mm256_unpacklo_epi8(low, high) : _mm256_unpackhi_epi8(low, high);
   }
 
   template <WeightKind kind, int j>
@@ -84,17 +95,20 @@ struct Floats : Vectors256 {
                                             _mm256_set1_epi32(-0x7fffffff - 1));
       return _mm256_or_ps(magnitude, _mm256_castsi256_ps(sign));
     } else if constexpr (kind == WeightKind::fp8) {
-      const __m256i nan_code = _mm256_set1_epi8(0x7f);
-      const __m256i nan = _mm256_cmpeq_epi8(_mm256_and_si256(word, nan_code), nan_code);
-      // The sign comes to stand twice, of which one is removed.
-      const __m256i moved = _mm256_srai_epi16(unpack<j / 2>(_mm256_setzero_si256(), word), 1);
-      const __m256i halves = _mm256_and_si256(moved, _mm256_set1_epi16(-0x4080));
-      return from_halves<j % 2>(_mm256_or_si256(halves, unpack<j / 2>(nan, nan)));
+      // Bytes 0 and 2, or 1 and 3, as bfloat16.
+      const E4m3Bytes bytes(word);
+      const __m256i pairs =
+          j % 2 == 0 ? _mm256_or_si256(_mm256_and_si256(bytes.low, _mm256_set1_epi16(0x00ff)),
+                                       _mm256_slli_epi16(bytes.high, 8))
+                     : _mm256_or_si256(_mm256_and_si256(bytes.high, _mm256_set1_epi16(-0x100)),
+                                       _mm256_srli_epi16(bytes.low, 8));
+      return decode<WeightKind::bf16, j / 2>(pairs);
     } else if constexpr (kind == WeightKind::bf16) {
       return _mm256_castsi256_ps(j == 0 ? _mm256_slli_epi32(word, 16)
                                         : _mm256_and_si256(word, _mm256_set1_epi32(-0x10000)));
     } else if constexpr (kind == WeightKind::f16) {
-      return from_halves<j>(word);
+      return _mm256_cvtph_ps(j == 0 ? _mm256_castsi256_si128(word)
+                                    : _mm256_extracti128_si256(word, 1));
     } else {
       return _mm256_castsi256_ps(word);
     }

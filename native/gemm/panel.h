@@ -18,7 +18,6 @@
 //   kIntegers          sums are integers, and begin at what takes the offset out of them
 //   offset<kind>       what decoding leaves in a code
 //   doubled<kind>      decoded codes are twice what they stand for
-//   factor<kind>       what is still to be multiplied to a sum of products
 //   arrange<kind>(words), decode<kind, step>(arranged)
 //   dot(sum, operand, x), to_float(sum), zero() or from_float(value)
 //   load, store, set1, mul, fmadd, fnmadd   on Float
@@ -248,9 +247,6 @@ struct Totals {
       if constexpr (shifted) offset = Dot::load(block.offset + group + t * Dot::kLanes);
       for (int i = 0; i < rows; ++i) {
         Float partial = Dot::to_float(sum[i][t]);
-        if constexpr (Dot::template factor<kind> != 1) {
-          partial = Dot::mul(partial, Dot::set1(Dot::template factor<kind>));
-        }
         if constexpr (shifted) {
           partial = Dot::fnmadd(offset, Dot::set1(sums[i * stride]), partial);
         }

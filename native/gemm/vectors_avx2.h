@@ -22,8 +22,6 @@ struct Vectors256 {
   static constexpr int decode_once_rows = codes_per_word(kind) == 8 ? 24 : 12;
   template <WeightKind kind>
   static constexpr bool doubled = false;
-  template <WeightKind kind>
-  static constexpr float factor = 1;
   using Words = __m256i;
   using Float = __m256;
 

@@ -23,8 +23,6 @@ struct Vectors512 {
   static constexpr int decode_once_rows = codes_per_word(kind) == 8 ? kNever : 10;
   template <WeightKind kind>
   static constexpr bool doubled = false;
-  template <WeightKind kind>
-  static constexpr float factor = 1;
   using Words = __m512i;
   using Float = __m512;
 
