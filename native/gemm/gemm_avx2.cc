@@ -41,7 +41,7 @@ struct Floats : Vectors256 {
   template <WeightKind kind>
   static constexpr int decode_once_rows = codes_per_word(kind) == 8  ? 24
                                           : kind == WeightKind::bf16 ? kNever
-                                          : kind == WeightKind::fp8  ? 5
+                                          : kind == WeightKind::fp8  ? 4
                                                                      : 12;
   using Operand = __m256;
   using Sum = __m256;
