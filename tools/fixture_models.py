@@ -291,9 +291,9 @@ def spell_older(base: BaseModel, path: Path) -> None:
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
-def load(folder: Path, dtype: str | torch.dtype = "auto") -> PreTrainedModel:
+def load(folder: Path, dtype: str | torch.dtype = "auto", **options: Any) -> PreTrainedModel:
     """A model from a folder, with attention written out, so that it is the same on every machine."""
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="eager").eval()
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="eager", **options).eval()
 
 
 @torch.no_grad()

@@ -38,6 +38,8 @@ from quark.torch.quantization.tensor_quantize import FakeQuantizeBase
 from quark_schemes import EXPORTS, Export
 from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
+from transformers import Mxfp4Config
+from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 ROOT = Path(__file__).resolve().parents[1]
 TOOLS = ("amd-quark", "transformers", "safetensors", "torch")
@@ -56,7 +58,8 @@ def config_of(row: Export) -> QConfig:
     if row.kv_cache is not None:
         cache = dict.fromkeys(("*k_proj", "*v_proj"), row.kv_cache)
         options |= {"kv_cache_quant_config": cache, "kv_cache_group": list(cache), "min_kv_scale": row.min_kv_scale}
-        options["layer_quant_config"] |= cache
+        if row.kv_cache.weight is not None:  # as Quark's templates do
+            options["layer_quant_config"] |= cache
     if row.algorithm is not None:
         options["algo_config"] = [row.algorithm]
     return QConfig(global_quant_config=row.scheme, **options)
@@ -76,7 +79,8 @@ def logits_of(model: torch.nn.Module) -> list[list[float]] | None:
 @torch.no_grad()
 def export(row: Export, base: Path, folder: Path) -> tuple[Tensors, list[list[float]] | None]:
     """Runs Quark in memory: the decompressed weight of every module that it quantized, and its model's logits."""
-    model = load(base)
+    # As Quark itself loads a gpt-oss.
+    model = load(base, **({"quantization_config": Mxfp4Config(dequantize=True)} if row.fixture else {}))
     if row.base.model_type in ("qwen3_moe", "gpt_oss"):
         from quark.torch.utils.llm.model_preparation import preprocess_for_quantization
 
@@ -146,12 +150,21 @@ def export_files(row: Export, base: Path, folder: Path) -> Tensors:
     before, after = (load_file(path / "model.safetensors") for path in (base, folder))
     decoded = {}
     for name, tensor in before.items():
+        if name.endswith("_blocks"):
+            decoded |= published_experts(name.removesuffix("_blocks"), after)
         module = name.removesuffix(".weight")
         if after[name].dtype == tensor.dtype:
             continue
         scheme = next((row.layers[key] for key in row.layers if fnmatch.fnmatch(module, key)), row.scheme)
         decoded[module] = decompressed(tensor, scheme.weight)
     return decoded
+
+
+def published_experts(stack: str, tensors: Tensors) -> Tensors:
+    """The weights of a stack that Quark has left in blocks, as transformers decodes them."""
+    parent, _, projection = stack.rpartition(".")
+    weights = convert_moe_packed_tensors(tensors[f"{stack}_blocks"], tensors[f"{stack}_scales"])
+    return {f"{parent}[{e}].{projection}": one.T.float().contiguous() for e, one in enumerate(weights)}
 
 
 def write_indexed(folder: Path, tensors: Tensors) -> None:
@@ -177,6 +190,13 @@ def write_stepped(folder: Path) -> None:
     write_indexed(folder, tensors)
     config = {"architectures": ["Step3p5ForCausalLM"], "model_type": "step3p5", "torch_dtype": "bfloat16"}
     (folder / "config.json").write_text(json.dumps(config))
+
+
+def copy_fixture(name: str, folder: Path) -> None:
+    fixture = ROOT / "tests" / "fixtures" / name
+    folder.mkdir(exist_ok=True)
+    shutil.copyfile(fixture / "config.json", folder / "config.json")
+    write_indexed(folder, load_file(fixture / "model.safetensors"))
 
 
 def cut_experts(folder: Path) -> None:
@@ -213,6 +233,8 @@ def make(row: Export, folder: Path) -> None:
             write_stepped(base)
         elif row.stacked:
             cut_experts(base)
+        elif row.fixture:
+            copy_fixture(row.fixture, base)
         else:
             write_base(row.base, base)
         files = row.file_to_file or row.stepped

@@ -37,7 +37,8 @@ class Export:
 
     `layers` maps wildcards to schemes, `types` class names. `stepped` writes a folder with the names of Step 3.5 and
     has it quantized file to file; `stacked` does that to tests/fixtures/step3p5-bf16, whose experts are cut before and
-    stacked again: Quark takes no tensors of three dimensions.
+    stacked again: Quark takes no tensors of three dimensions. `fixture` names the folder of tests/fixtures that is
+    quantized in the place of one of `base`'s shape.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Export:
     algorithm: Any = None
     stepped: bool = False
     stacked: bool = False
+    fixture: str = ""
 
 
 def _spec(name: str, **options: Any) -> QTensorConfig:
@@ -203,6 +205,45 @@ EXPORTS = (
         exclude=("lm_head", "*router*", "*self_attn*"),
         base=SMALL_GPT_OSS,
     ),
+    Export(
+        "gpt-oss-mxfp4-fp8-kv",
+        "the same with an FP8 KV cache; attention excluded, entries of k_proj and v_proj all the same",
+        only(MXFP4, FP8_TENSOR),
+        exclude=("lm_head", "*router*", "*self_attn*"),
+        base=SMALL_GPT_OSS,
+        kv_cache=QLayerConfig(weight=MXFP4, input_tensors=FP8_TENSOR, output_tensors=FP8_TENSOR),
+    ),
+    Export(
+        "gpt-oss-mxfp4-fp8-dynamic-kv",
+        "the same with dynamic inputs; k_proj and v_proj excluded by name, entries in kv_cache_quant_config alone",
+        only(MXFP4, FP8_TENSOR_DYNAMIC),
+        exclude=("lm_head", "*router*", "*q_proj", "*k_proj", "*v_proj", "*o_proj"),
+        base=SMALL_GPT_OSS,
+        kv_cache=QLayerConfig(output_tensors=FP8_TENSOR),
+    ),
+    Export(
+        "gpt-oss-fp8-kv",
+        "gpt-oss, template fp8 with its KV cache",
+        template.FP8Scheme().config,
+        exclude=("lm_head", "*router*"),
+        base=SMALL_GPT_OSS,
+        kv_cache=FP8_CACHE,
+    ),
+    Export(
+        "gpt-oss-mxfp4",
+        "gpt-oss, template mxfp4",
+        template.MXFP4Scheme().config,
+        exclude=("lm_head", "*router*"),
+        base=SMALL_GPT_OSS,
+    ),
+    Export(
+        "gpt-oss-mxfp4-kept",
+        "gpt-oss as it is published, attention to FP8; experts excluded, so Quark keeps them MXFP4, one by one",
+        only(FP8_CHANNEL, FP8_TOKEN),
+        exclude=("lm_head", "*router*", "*mlp*"),
+        base=GPT_OSS,
+        fixture="gpt-oss-mxfp4",
+    ),
     Export("layer-types", "a scheme for Linear, another for all else", only(FP8_CHANNEL), types={"Linear": PER_TOKEN}),
     Export("fake-quantized", "floats beside their scales", PER_TOKEN, exclude=HEAD, weight_format="fake_quantized"),
     Export("custom-fp8", "FP8 mode, static", template.FP8Scheme().config, exclude=HEAD, custom_mode="fp8"),
@@ -238,6 +279,15 @@ EXPORTS = (
         only(MXFP4),
         {K: NVFP4, "*.v_proj": INT4_FP8, "*.o_proj": only(MXFP6)},
         file_to_file=True,
+    ),
+    Export(
+        "files-gpt-oss",
+        "file to file, gpt-oss as it is published: attention to FP8, experts left in their blocks",
+        only(FP8_CHANNEL, FP8_TOKEN),
+        exclude=("lm_head", "*router*"),
+        base=GPT_OSS,
+        file_to_file=True,
+        fixture="gpt-oss-mxfp4",
     ),
     Export(
         "files-step",

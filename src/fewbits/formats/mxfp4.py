@@ -9,6 +9,8 @@ of each expert. Source: transformers/integrations/mxfp4.py, convert_moe_packed_t
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import regex
 
 from fewbits.checkpoint import Checkpoint
@@ -25,7 +27,7 @@ from fewbits.spec import QuantSpec, WeightSpec
 
 _BLOCK = 32  # numbers that share an exponent
 _SPEC = WeightSpec("float", 4, (1, _BLOCK), "float8_e8m0fnu", exponent=2, mantissa=1)
-_LAYOUT = "mxfp4-blocks"
+LAYOUT = "mxfp4-blocks"
 Rule = str | None  # the entry of modules_to_not_convert that a module's name falls under
 
 
@@ -35,6 +37,30 @@ def claim(checkpoint: Checkpoint) -> MXFP4 | None:
     if config is None or config.data.get("quant_method") != "mxfp4":
         return None
     return MXFP4(config)
+
+
+def resolve_blocks(module: StoredModule) -> Resolved | None:
+    """What blocks and their exponents make; None of a module that has none."""
+    blocks, exponents = module.tensors.get("blocks"), module.tensors.get("scales")
+    if blocks is None or exponents is None:
+        return None
+    fits = blocks.dtype == exponents.dtype == "U8" and blocks.shape == (*exponents.shape, _BLOCK // 2)
+    if not fits or len(exponents.shape) != 2:
+        text = (
+            f"blocks {blocks.dtype} {list(blocks.shape)} and scales {exponents.dtype} {list(exponents.shape)}"
+            f" aren't uint8 [N, K / {_BLOCK}, {_BLOCK // 2}] and [N, K / {_BLOCK}]"
+        )
+        return failed(module, LAYOUT, ("tensors-disagree", text))
+    shape = (exponents.shape[0], exponents.shape[1] * _BLOCK)
+    return Resolved(QuantSpec(_SPEC), shape, "", LAYOUT, "its tensors", present(module, ("blocks", "scales", "bias")))
+
+
+def decode_blocks(module: str, resolved: Resolved, arrays: Arrays) -> QLinear:
+    rows, columns = resolved.shape
+    codes = arrays["blocks"].reshape(rows, columns // 2)
+    weight = QWeight(_SPEC, (rows, columns), codes, arrays["scales"].view(DTYPES["F8_E8M0"][1]))
+    scales.check(weight, module, "scales")
+    return QLinear(weight, bias=values.bias(arrays.get("bias"), f"{module}.bias"))
 
 
 class MXFP4:
@@ -55,33 +81,18 @@ class MXFP4:
         return None
 
     def resolve(self, module: StoredModule, rule: Rule) -> Resolved:
-        blocks, exponents = module.tensors.get("blocks"), module.tensors.get("scales")
-        if blocks is None or exponents is None:
+        resolved = resolve_blocks(module)
+        if resolved is None:
             return self._plain.resolve(module, self._plain.rule(module.name, module.kind))
-        fits = blocks.dtype == exponents.dtype == "U8" and blocks.shape == (*exponents.shape, _BLOCK // 2)
-        if not fits or len(exponents.shape) != 2:
-            text = (
-                f"blocks {blocks.dtype} {list(blocks.shape)} and scales {exponents.dtype} {list(exponents.shape)}"
-                f" aren't uint8 [N, K / {_BLOCK}, {_BLOCK // 2}] and [N, K / {_BLOCK}]"
-            )
-            return failed(module, _LAYOUT, ("tensors-disagree", text))
-        notices: tuple[tuple[str, str], ...] = ()
-        if rule is not None:
-            notices = (
-                ("ignored-but-quantized", f"the config excludes it, but it is stored as {_SPEC}; it runs as stored"),
-            )
-        shape = (exponents.shape[0], exponents.shape[1] * _BLOCK)
-        claimed = present(module, ("blocks", "scales", "bias"))
-        return Resolved(QuantSpec(_SPEC), shape, "", _LAYOUT, "its tensors", claimed, notices)
+        if rule is None or resolved.error is not None:
+            return resolved
+        text = f"the config excludes it, but it is stored as {_SPEC}; it runs as stored"
+        return replace(resolved, notices=(("ignored-but-quantized", text),))
 
     def decode(self, module: str, resolved: Resolved, arrays: Arrays, warn: Warn) -> QLinear:
-        if resolved.layout != _LAYOUT:
+        if resolved.layout != LAYOUT:
             return self._plain.decode(module, resolved, arrays, warn)
-        rows, columns = resolved.shape
-        codes = arrays["blocks"].reshape(rows, columns // 2)
-        weight = QWeight(_SPEC, (rows, columns), codes, arrays["scales"].view(DTYPES["F8_E8M0"][1]))
-        scales.check(weight, module, "scales")
-        return QLinear(weight, bias=values.bias(arrays.get("bias"), f"{module}.bias"))
+        return decode_blocks(module, resolved, arrays)
 
     def report(self) -> FormatReport:
         unmatched = [entry for entry, hit in self._kept.items() if not hit]

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from fewbits.checkpoint import Checkpoint
 from fewbits.errors import Notice
-from fewbits.formats import activations, scales, values
+from fewbits.formats import activations, mxfp4, scales, values
 from fewbits.formats.find import find_config
 from fewbits.formats.quark import custom, stored
 from fewbits.formats.quark.config import QuarkConfig, Scheme, parse
@@ -82,6 +82,9 @@ class Quark:
         online = [suffix for suffix in _ONLINE if suffix in tensors]
         if online:
             return failed(module, "", ("transform-online", f"{', '.join(online)} acts on activations at run time"))
+        blocks = mxfp4.resolve_blocks(module)
+        if blocks is not None:
+            return _left_alone(blocks, excluded)
         dense = dense_spec(tensors)
         if dense is not None:
             return self._dense(module, dense, None if excluded else scheme.spec)
@@ -156,6 +159,8 @@ class Quark:
 
     def decode(self, module: str, resolved: Resolved, arrays: Arrays, warn: Warn) -> QLinear:
         """Arrays by suffix → canonical form. Raises CheckpointError for values that no kernel may meet."""
+        if resolved.layout == mxfp4.LAYOUT:
+            return mxfp4.decode_blocks(module, resolved, arrays)
         spec, shape = resolved.spec, matrix(resolved.shape)
         bias = values.bias(arrays.get("bias"), f"{module}.bias")
         if resolved.layout == _DENSE:
@@ -184,6 +189,17 @@ class Quark:
 def _needed(act: ActSpec | None) -> str | None:
     """The stored scale that a static activation scheme can't do without; a second stage's is NVFP4's global one."""
     return "input_scale_2" if act is not None and act.global_scale else activations.needed(act)
+
+
+def _left_alone(blocks: Resolved, excluded: bool) -> Resolved:
+    """Experts of gpt-oss as they are published. The file-to-file exporter quantizes what is called `weight` and copies
+    all else, so that no scheme of the config is theirs, its inputs' least of all.
+    """
+    if blocks.error is not None:
+        return blocks
+    code = "ignored-but-quantized" if excluded else "unmatched-but-quantized"
+    text = f"Quark left it as gpt-oss is published, {blocks.spec.weight}; it runs as stored, its inputs unquantized"
+    return replace(blocks, notices=((code, text),))
 
 
 class Custom(Quark):

@@ -55,7 +55,7 @@ class QuarkConfig:
 
 def parse(config: Config) -> QuarkConfig:
     """Read the block that `config` points at. Raises CheckpointError where its own shape is wrong."""
-    config.ignore("quant_method", "quant_mode", "version", "kv_cache_post_rope", "kv_cache_quant_config")
+    config.ignore("quant_method", "quant_mode", "version", "kv_cache_post_rope")
     whole = config.sub("global_quant_config")
     everything = scheme(whole, "global_quant_config") if whole else Scheme("global_quant_config", None)
     parsed = QuarkConfig(
@@ -65,8 +65,9 @@ def parse(config: Config) -> QuarkConfig:
         _schemes(config, "layer_type_quant_config"),
         strings(config, "exclude"),
     )
-    if config.sub("softmax_quant_spec") is not None:
-        config.ignore("softmax_quant_spec")
+    softmax = config.sub("softmax_quant_spec")
+    if softmax is not None:
+        softmax.ignore(*softmax.data)
         parsed.refused.append(("scheme-unknown", "softmax_quant_spec: attention weights stay unquantized here"))
     parsed.refused += _online_rotations(config)
     export = config.sub("export")
@@ -78,8 +79,11 @@ def parse(config: Config) -> QuarkConfig:
 
 
 def _read_cache(parsed: QuarkConfig, group: list[str]) -> None:
-    """The cache holds the outputs of k_proj and v_proj, as their entries of layer_quant_config say."""
-    outputs = {parsed.layers[name].outputs if name in parsed.layers else None for name in group}
+    """The cache holds the outputs of k_proj and v_proj. Their entries of layer_quant_config say how; those that are
+    excluded have none there, but in kv_cache_quant_config, which older files don't have.
+    """
+    entries = _schemes(parsed.config, "kv_cache_quant_config") | parsed.layers
+    outputs = {entries[name].outputs if name in entries else None for name in group}
     if outputs == {_KV_CACHE}:
         parsed.kv_cache = _KV_CACHE
     elif group:
