@@ -1,4 +1,5 @@
-// AVX2, FMA, F16C: products in float32, and integer ones in pairs of 16 bits (VPMADDWD).
+// AVX2, FMA, F16C: products in float32, and integer ones in pairs of 16 bits (VPMADDWD) or 8
+// (VPMADDUBSW).
 #include "gemm/rows.h"
 #include "gemm/vectors_avx2.h"
 #include "gemm/words.h"
@@ -65,18 +66,6 @@ struct Floats : Vectors256 {
   static Sum dot(Sum sum, Operand weight, Operand x) { return _mm256_fmadd_ps(weight, x, sum); }
   static Float to_float(Sum sum) { return sum; }
 
-  // Halves are brought together: the low lane then has those of step 0, the high lane those of 1.
-  template <WeightKind kind>
-  static Words arrange(Words words) {
-    if constexpr (kind == WeightKind::f16) {
-      const __m128i order = _mm_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15);
-      words = _mm256_shuffle_epi8(words, _mm256_broadcastsi128_si256(order));
-      return _mm256_permute4x64_epi64(words, 0xd8);
-    } else {
-      return words;
-    }
-  }
-
   template <WeightKind kind, int j>
   static Operand decode(Words word) {
     constexpr int kBits = 32 / codes_per_word(kind);
@@ -107,22 +96,13 @@ struct Floats : Vectors256 {
       return _mm256_castsi256_ps(j == 0 ? _mm256_slli_epi32(word, 16)
                                         : _mm256_and_si256(word, _mm256_set1_epi32(-0x10000)));
     } else if constexpr (kind == WeightKind::f16) {
-      return _mm256_cvtph_ps(j == 0 ? _mm256_castsi256_si128(word)
-                                    : _mm256_extracti128_si256(word, 1));
+      const __m256i half =
+          j == 0 ? _mm256_and_si256(word, _mm256_set1_epi32(0xffff)) : _mm256_srli_epi32(word, 16);
+      const __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(half, half), 0xd8);
+      return _mm256_cvtph_ps(_mm256_castsi256_si128(packed));
     } else {
       return _mm256_castsi256_ps(word);
     }
-  }
-};
-
-// Two products of at most 255 * 128 fit 16 bits where codes have four: of an int4 code at most 15,
-// of a doubled fp4 one 24.
-struct Bytes : Bytes256 {
-  static Sum dot(Sum sum, Operand weight, Operand x) {
-    const __m256i pairs = _mm256_maddubs_epi16(weight, x);
-    const __m256i products = _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
-    asm("vpaddd %1, %0, %0" : "+x"(sum) : "x"(products));
-    return sum;
   }
 };
 
@@ -131,6 +111,14 @@ struct Pairs : Pairs256 {
     const __m256i products = _mm256_madd_epi16(weight, x);
     asm("vpaddd %1, %0, %0" : "+x"(sum) : "x"(products));
     return sum;
+  }
+};
+
+// For codes of four bits: two products are at most 2 * 15 * 128, of doubled fp4 2 * 24 * 12, and
+// fit 16 bits.
+struct Bytes : Bytes256 {
+  static Sum dot(Sum sum, Operand weight, Operand x) {
+    return Pairs::dot(sum, _mm256_maddubs_epi16(weight, x), _mm256_set1_epi16(1));
   }
 };
 

@@ -1,4 +1,5 @@
-// AVX-512 F, BW, VL, DQ: products in float32, and integer ones in pairs of 16 bits (VPMADDWD).
+// AVX-512 F, BW, VL, DQ: products in float32, and integer ones in pairs of 16 bits (VPMADDWD) or 8
+// (VPMADDUBSW).
 #include "gemm/rows.h"
 #include "gemm/vectors_avx512.h"
 #include "gemm/words.h"
@@ -80,21 +81,18 @@ struct Floats : Vectors512 {
   }
 };
 
-// As the avx2 tier's.
-struct Bytes : Bytes512 {
-  static Sum dot(Sum sum, Operand weight, Operand x) {
-    const __m512i pairs = _mm512_maddubs_epi16(weight, x);
-    const __m512i products = _mm512_madd_epi16(pairs, _mm512_set1_epi16(1));
-    asm("vpaddd %1, %0, %0" : "+v"(sum) : "v"(products));
-    return sum;
-  }
-};
-
 struct Pairs : Pairs512 {
   static Sum dot(Sum sum, Operand weight, Operand x) {
     const __m512i products = _mm512_madd_epi16(weight, x);
     asm("vpaddd %1, %0, %0" : "+v"(sum) : "v"(products));
     return sum;
+  }
+};
+
+// As the avx2 tier's.
+struct Bytes : Bytes512 {
+  static Sum dot(Sum sum, Operand weight, Operand x) {
+    return Pairs::dot(sum, _mm512_maddubs_epi16(weight, x), _mm512_set1_epi16(1));
   }
 };
 

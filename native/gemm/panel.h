@@ -18,8 +18,7 @@
 //   kIntegers          sums are integers, and begin at what takes the offset out of them
 //   offset<kind>       what decoding leaves in a code
 //   doubled<kind>      decoded codes are twice what they stand for
-//   arrange<kind>(words), decode<kind, step>(arranged)
-//   dot(sum, operand, x), to_float(sum), zero() or from_float(value)
+//   decode<kind, step>(words), dot(sum, operand, x), to_float(sum), zero() or from_float(value)
 //   load, store, set1, mul, fmadd, fnmadd   on Float
 #pragma once
 
@@ -172,7 +171,7 @@ FEWBITS_INLINE void multiply_span(const Block& block, int64_t begin, int64_t end
     } else {
       typename Dot::Words words[kTiles<Dot, rows>];
       for (int t = 0; t < kTiles<Dot, rows>; ++t) {
-        words[t] = Dot::template arrange<kind>(Dot::load_words(line + t * Dot::kLanes));
+        words[t] = Dot::load_words(line + t * Dot::kLanes);
         // Else GCC loads the words anew for each step, where sums leave registers for them.
         if constexpr (rows <= Dot::kRowsBesideWords) asm("" : "+v"(words[t]));
       }
@@ -372,7 +371,7 @@ static void panel(const GemmPanel& p, const GemmInput& in, int64_t rows, float* 
         alignas(64) uint32_t operands[kSpanCodes / kCodes * kSteps * kPanelRows];
         for (int64_t i = 0; i < words * kPanelRows; i += Dot::kLanes) {
           const int64_t kw = i / kPanelRows, n = i % kPanelRows;
-          decode_word<Dot, kind>(Dot::template arrange<kind>(Dot::load_words(block.words + i)),
+          decode_word<Dot, kind>(Dot::load_words(block.words + i),
                                  operands + kw * kSteps * kPanelRows + n);
         }
         block.operands = operands;

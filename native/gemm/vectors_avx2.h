@@ -28,10 +28,6 @@ struct Vectors256 {
   static Words load_words(const uint32_t* p) {
     return _mm256_load_si256(reinterpret_cast<const __m256i*>(p));
   }
-  template <WeightKind kind>
-  static Words arrange(Words words) {
-    return words;
-  }
   static Float load(const float* p) { return _mm256_load_ps(p); }
   static void store(float* p, Float value) { _mm256_store_ps(p, value); }
   static Float set1(float value) { return _mm256_set1_ps(value); }

@@ -27,10 +27,6 @@ struct Vectors512 {
   using Float = __m512;
 
   static Words load_words(const uint32_t* p) { return _mm512_load_si512(p); }
-  template <WeightKind kind>
-  static Words arrange(Words words) {
-    return words;
-  }
   static Float load(const float* p) { return _mm512_load_ps(p); }
   static void store(float* p, Float value) { _mm512_store_ps(p, value); }
   static Float set1(float value) { return _mm512_set1_ps(value); }

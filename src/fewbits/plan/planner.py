@@ -153,7 +153,9 @@ class _Planner:
                 self._known[key] = _Known(resolved, dtype, execution)
         claimed, decided_by = resolved.claimed, resolved.decided_by
         row = Row(name, kind, resolved.shape, resolved.spec, dtype, claimed, decided_by, execution, name, resolved)
-        self.plan.rows.append(row._replace(in_turn=True) if need is not None and need.in_turn else row)
+        if need is not None and need.in_turn:
+            row = row._replace(in_turn=True)
+        self.plan.rows.append(row)
         if len(claimed) != len(stored):
             self.plan.leftover_tensors += [f"{name}.{suffix}" for suffix in stored if suffix not in claimed]
 
