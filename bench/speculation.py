@@ -116,7 +116,7 @@ def store(path: Path, rows: Sequence[Mapping[str, Any]], key: Sequence[str]) -> 
     merged = {tuple(row[name] for name in key): row for row in stored(path)}
     merged |= {tuple(str(row[name]) for name in key): {name: str(row[name]) for name in row} for row in rows}
     with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(merged.values())
 

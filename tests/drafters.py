@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from make import llama, llama_tensors, write
 from safetensors.numpy import load_file, save_file
 
 TESTS = Path(__file__).parent
@@ -16,7 +17,10 @@ DRAFTERS = TESTS / "exports" / "drafters"
 TARGET = TESTS / "fixtures" / "w4a16-asym-g32-head-f32"
 NAMES = sorted(path.parent.name for path in DRAFTERS.glob("*/expected.safetensors"))
 
+NORMS = ("midlayer.input_layernorm", "midlayer.hidden_norm", "midlayer.post_attention_layernorm", "norm")  # Eagle3's
+
 Tensors = dict[str, np.ndarray]
+Build = Callable[[Path], object]  # writes a folder
 
 
 def expected(name: str) -> Tensors:
@@ -39,3 +43,29 @@ def changed(
     kept = {key: value for key, value in written.items() if value is not None}
     (folder / "config.json").write_text(json.dumps(kept))
     return folder
+
+
+def in_one_direction(layer_ids: tuple[int, ...] = (0, 1, 1)) -> tuple[Build, Build]:
+    """A target whose layer puts one direction into every state, which its head takes for token 7; and a drafter that
+    guesses the same where the last of the states that it reads is of that layer.
+    """
+    direction = np.where(np.arange(64) % 2, 1, -1).astype(np.float32)
+
+    def build_target(folder: Path) -> object:
+        tensors = {name: tensor.astype(np.float32) for name, tensor in llama_tensors().items()}
+        tensors["lm_head.weight"][7] = direction
+        tensors |= {f"model.layers.0.mlp.{name}_proj.bias": np.zeros(96, np.float32) for name in ("gate", "up")}
+        tensors["model.layers.0.mlp.down_proj.bias"] = 50 * direction
+        return write(folder, tensors, llama(mlp_bias=True, torch_dtype="float32"))
+
+    def build_drafter(folder: Path) -> object:
+        shapes = {"self_attn.q": (64, 128), "self_attn.k": (32, 128), "self_attn.v": (32, 128), "self_attn.o": (64, 64)}
+        shapes |= {"mlp.gate": (96, 64), "mlp.up": (96, 64), "mlp.down": (64, 96)}
+        tensors: dict[str, Any] = {f"midlayer.{name}_proj.weight": np.zeros(shape) for name, shape in shapes.items()}
+        tensors |= {f"{name}.weight": np.ones(64) for name in NORMS}
+        tensors["fc.weight"] = np.concatenate((np.zeros((64, 128)), np.eye(64)), axis=1)
+        config = llama(architectures=["LlamaForCausalLMEagle3"], torch_dtype="float32")
+        config["eagle_aux_hidden_state_layer_ids"] = list(layer_ids)
+        return write(folder, {name: tensor.astype(np.float32) for name, tensor in tensors.items()}, config)
+
+    return build_target, build_drafter

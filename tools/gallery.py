@@ -1,4 +1,4 @@
-"""The gallery: small checkpoints that go wrong elsewhere, and what `fewbits inspect` says of each.
+"""The gallery: small checkpoints that go wrong elsewhere, and what `inspect` says of each, `run` of drafters.
 
 Folders are made while this runs, with the helpers of tests/make.py; tests/test_gallery.py holds each case to what it
 is meant to show. `python tools/generate_docs.py` writes the page.
@@ -10,8 +10,10 @@ import io
 import sys
 import tempfile
 import textwrap
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
+from fewbits.cli import main
 from fewbits.errors import FewbitsError
 from fewbits.load import inspect, load
 from fewbits.report import failure_text, print_table
@@ -57,9 +59,37 @@ def _wrapped(text: str) -> list[str]:
 
 
 def shown(case: Case, folder: Path) -> list[str]:
-    """What the command prints of the modules that the case is about."""
+    """What the command prints of the modules that the case is about; of drafters also their target's, and what is said
+    where the two run.
+    """
+    if case.target is not None:
+        return _beside_its_target(case, folder)
     lines = [f"$ fewbits {case.command} FOLDER", *(_inspected if case.command == "inspect" else _run)(case, folder)]
     return [line.replace(str(folder), "FOLDER").rstrip() for line in lines]
+
+
+def _beside_its_target(case: Case, folder: Path) -> list[str]:
+    assert case.target is not None
+    target = folder.with_name(f"{folder.name}-target")
+    if not target.exists():
+        case.target(target)
+    lines: list[str] = []
+    for name, path in (("TARGET", target), ("DRAFTER", folder)):
+        heading, *rows = _inspected(case, path)
+        if rows:
+            lines += [f"$ fewbits inspect {name}", heading, *rows, ""]
+    command = "run {} --draft {} --draft-tokens 1 --prompt-ids 4,5 --max-tokens " + str(case.tokens)
+    lines += [f"$ fewbits {command.format('TARGET', 'DRAFTER')}", *_said(command.format(target, folder).split())]
+    return [line.replace(str(target), "TARGET").replace(str(folder), "DRAFTER").rstrip() for line in lines]
+
+
+def _said(arguments: list[str]) -> list[str]:
+    """On stderr, but for counts and speeds, which are the machine's."""
+    said = io.StringIO()
+    with redirect_stdout(io.StringIO()), redirect_stderr(said):
+        main(arguments)
+    lines = [line for line in said.getvalue().splitlines() if not line.startswith(("prompt:", "drafted:"))]
+    return [part for line in lines for part in textwrap.wrap(line, 120, subsequent_indent="  ")]
 
 
 def _inspected(case: Case, folder: Path) -> list[str]:

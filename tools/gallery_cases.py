@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from shutil import copyfile
 from typing import Any, NamedTuple
 
 import numpy as np
-from make import BF16, HEAD, Array, Stored, block, dense, fp8, integers, llama, llama_tensors, nvfp4, write
+from drafters import in_one_direction
+from gallery_drafters import INT4, OTHER_TABLE, TABLE, drafter, target
+from make import HEAD, Array, Stored, block, dense, fp8, integers, llama, llama_tensors, nvfp4, write
 
 ATTENTION, MLP = "model.layers.0.self_attn", "model.layers.0.mlp"
 
 
 class Case(NamedTuple):
-    """`seen`: what people met; `engines`: what the big engines do; `modules`: words of the rows that matter."""
+    """`seen`: what people met; `engines`: what the big engines do; `modules`: words of the rows that matter. Of a
+    drafter: the `target` that it runs beside, and how many tokens are asked for.
+    """
 
     title: str
     seen: str
@@ -25,6 +28,8 @@ class Case(NamedTuple):
     modules: tuple[str, ...] = ()
     command: str = "inspect"
     note: str = ""
+    target: Callable[[Path], object] | None = None
+    tokens: int = 8
 
 
 def int4(rows: int, columns: int, **options: Any) -> Stored:
@@ -50,30 +55,6 @@ def experts(folder: Path) -> Path:
     names = [f"{MLP}.experts.0.{name}_proj" for name in ("gate", "up", "down")]
     quantization = block(int4(64, 64, asymmetric=True).weights, ignore=[f"{MLP}.gate", *names])
     return write(folder, tensors, {"architectures": ["QwenMoeForCausalLM"], "quantization_config": quantization})
-
-
-_DRAFTER = {"q_proj": (64, 128), "k_proj": (32, 128), "v_proj": (32, 128), "o_proj": (64, 64)}
-
-
-def drafter(folder: Path, head: bool = True) -> Path:
-    """An Eagle3 drafter: one layer, a projection of the target's states, a small head of its own or none."""
-    tensors: dict[str, Array] = int4(64, 192).under("fc")
-    for name, shape in _DRAFTER.items():
-        tensors |= dense(*shape).under(f"midlayer.self_attn.{name}")
-    for name, shape in {"gate_proj": (96, 64), "up_proj": (96, 64), "down_proj": (64, 96)}.items():
-        tensors |= dense(*shape).under(f"midlayer.mlp.{name}")
-    for name in ("input_layernorm", "hidden_norm", "post_attention_layernorm"):
-        tensors[f"midlayer.{name}.weight"] = np.ones(64, BF16)
-    tensors["norm.weight"] = np.ones(64, BF16)
-    config = llama(block(W4, ["re:fc", "re:lm_head"] if head else ["re:fc"])) | {
-        "architectures": ["LlamaForCausalLMEagle3"]
-    }
-    config |= {"vocab_size": 40, "intermediate_size": 96, "num_hidden_layers": 1}
-    if head:
-        tensors |= int4(32, 64).under("lm_head")
-        tensors |= {"d2t": np.arange(32) // 4, "t2d": np.arange(40) % 5 < 4}
-        config["draft_vocab_size"] = 32
-    return write(folder, tensors, config)
 
 
 def text_config(folder: Path) -> Path:
@@ -205,21 +186,84 @@ CASES: tuple[Case, ...] = (
     Case(
         "A drafter with a quantized head and projection of its own",
         """An Eagle3 drafter's `fc` couldn't be quantized (vllm#28435), nor its head (vllm#37280), which was
-        overwritten by the target's (vllm#27732: accepted length 1.32 instead of 2.49); or the target's scheme was
-        the drafter's (vllm#25883).""",
+        overwritten by the target's (vllm#27732: accepted length 1.32 instead of 2.49).""",
         "Parts of the drafter are built with the target's configuration, or with none.",
-        drafter,
+        drafter(),
         ("fc", "lm_head", "q_proj", "embed_tokens"),
-        note="A drafter is a checkpoint like any other: its patterns meet its own names, whatever the target is.",
+        note="""A drafter is a checkpoint like any other: its patterns meet its own names, whatever the target is. A
+        head of as many rows as the draft vocabulary has tokens is never the target's.""",
+        target=target(),
+    ),
+    Case(
+        "A drafter and a target that are quantized differently",
+        "The target's scheme was taken for the drafter's, or the other way around (vllm#25883).",
+        "One quantization config is handed to both models.",
+        drafter(),
+        ("lm_head", "fc"),
+        target=target(integers(*HEAD, 8, plain=True), q_proj=integers(64, 64, 8, plain=True)),
+    ),
+    Case(
+        "A drafter with a head of its own, beside a target whose head has no `.weight`",
+        """Code that compares the two heads, to share one of them, reads `lm_head.weight` of both, and a packed head has
+        none: `AttributeError`.""",
+        "Whether heads are equal is asked of tensors with a name, not of modules.",
+        drafter(dense(*HEAD, seed=5)),
+        ("lm_head",),
+        target=target(int4(*HEAD)),
     ),
     Case(
         "A drafter without a head, beside a target whose head is packed",
         """What shares a head reads `lm_head.weight`, which a packed one doesn't have: `AttributeError` (sglang), or the
         comparison of two heads fails where one has no `.weight` (vllm).""",
         "Tensors are shared, by name, where a module is meant.",
-        partial(drafter, head=False),
+        drafter(None),
         ("fc", "lm_head", "embed_tokens"),
-        note="Run beside its target, the drafter calls the target's modules, in whatever way these are stored.",
+        note="The drafter calls the target's modules, in whatever way these are stored.",
+        target=target(int4(*HEAD)),
+    ),
+    Case(
+        "A drafter without an embedding",
+        "Tables are left out of the file, as they are the target's, and the loader misses them.",
+        "What is shared is set by a flag of the config or the name of a class, and the file says otherwise.",
+        drafter(),
+        ("embed_tokens",),
+        target=target(),
+    ),
+    Case(
+        "A drafter whose tables are equal to the target's",
+        "A drafter's file repeats the embedding and the head of its target, and both are held twice.",
+        "Sharing is decided for a class of drafters, not by what the file holds.",
+        drafter(dense(*HEAD, seed=17), TABLE),
+        ("embed_tokens", "lm_head"),
+        target=target(),
+    ),
+    Case(
+        "A drafter with another embedding than the target's",
+        """The embedding was trained with the drafter, and the target's is put in its place; or it was never filled, and
+        nothing says so.""",
+        "The target's embedding is taken whenever shapes agree.",
+        drafter(INT4, OTHER_TABLE),
+        ("embed_tokens",),
+        target=target(),
+    ),
+    Case(
+        "A drafter narrower than its target, and without a head",
+        "A head of another width than the drafter's states is taken for it, and ends in an error of shapes.",
+        "A missing head is the target's, whatever its width.",
+        drafter(None, dense(40, 32), hidden=32),
+        ("fc", "lm_head", "embed_tokens"),
+        target=target(),
+    ),
+    Case(
+        "A drafter that reads other layers than it was trained on",
+        """Lists of layers count from the embedding, from the first layer or from its output; one off, a drafter loads,
+        runs, and guesses nearly nothing (vllm#43671).""",
+        "The list is read one way, and what was accepted is in nobody's output.",
+        in_one_direction((1, 1, 0))[1],
+        ("fc",),
+        note="With the layers that it was trained on, 0, 1 and 1, all its guesses are accepted.",
+        target=in_one_direction()[0],
+        tokens=40,
     ),
     Case(
         "A scale a row, stored [N] where a kernel wants [N, 1]",

@@ -10,8 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from drafters import DRAFTERS, NAMES, TARGET, changed
-from make import llama, llama_tensors, write
+from drafters import DRAFTERS, NAMES, TARGET, changed, in_one_direction
 from small_model import FIXTURES
 
 from fewbits.engine import runner
@@ -241,28 +240,9 @@ def test_acceptance_near_zero_is_said_with_what_to_look_at(plain: LLM, tmp_path:
 
 
 def test_wrong_layers_give_the_warning_and_the_right_ones_none(tmp_path: Path) -> None:
-    """A target whose layer puts one direction into every state, which its head and the drafter's take for token 7; the
-    drafter reads it where that is, or where it isn't yet.
-    """
-    direction = np.where(np.arange(64) % 2, 1, -1).astype(np.float32)
-    tensors = {name: tensor.astype(np.float32) for name, tensor in llama_tensors().items()}
-    tensors["lm_head.weight"][7] = direction
-    for name in ("gate", "up"):
-        tensors[f"model.layers.0.mlp.{name}_proj.bias"] = np.zeros(96, np.float32)
-    tensors["model.layers.0.mlp.down_proj.bias"] = 50 * direction
-    target = write(tmp_path / "target", tensors, llama(mlp_bias=True, torch_dtype="float32"))
-    shapes = {"self_attn.q": (64, 128), "self_attn.k": (32, 128), "self_attn.v": (32, 128), "self_attn.o": (64, 64)}
-    shapes |= {"mlp.gate": (96, 64), "mlp.up": (96, 64), "mlp.down": (64, 96)}
-    draft = {f"midlayer.{name}_proj.weight": np.zeros(shape, np.float32) for name, shape in shapes.items()}
-    draft |= {
-        f"midlayer.{name}.weight": np.ones(64, np.float32)
-        for name in ("input_layernorm", "hidden_norm", "post_attention_layernorm")
-    }
-    draft["norm.weight"] = np.ones(64, np.float32)
-    draft["fc.weight"] = np.concatenate((np.zeros((64, 128)), np.eye(64)), axis=1).astype(np.float32)
-    config = llama(architectures=["LlamaForCausalLMEagle3"], torch_dtype="float32")
-    config["eagle_aux_hidden_state_layer_ids"] = [0, 1, 1]
-    drafter = write(tmp_path / "drafter", draft, config)
+    target, drafter = tmp_path / "target", tmp_path / "drafter"
+    for build, folder in zip(in_one_direction(), (target, drafter), strict=True):
+        build(folder)
     for layers, accepted in ((None, 1.0), ((1, 1, 0), 0.0)):
         llm = LLM(target, draft=drafter, draft_tokens=1, draft_layers=layers)
         results = llm.generate([[1, 2, 3], [4, 5]], SamplingParams(max_tokens=40, ignore_eos=True))

@@ -118,7 +118,7 @@ class Eagle:
 
     def doubt(self) -> Notice:
         loaded = self._loaded
-        rows = [row for row in loaded.plan.rows if row.runs and row.kind != "norm"]
+        rows = [row for row in loaded.plan.rows if row.runs and row.kind not in ("norm", "other")]
         modules = ", ".join(f"{row.name} {row.spec}" for row in rows)
         boundaries = ", ".join(map(str, loaded.boundaries))
         text = (

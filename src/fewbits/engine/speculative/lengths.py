@@ -19,7 +19,7 @@ _MEMORY = 0.95  # what a round leaves of the weight of those before it: some twe
 _PRIOR_RATE, _PRIOR_ROUNDS = 0.6, 2.0  # of acceptance, before anything was seen
 _TIMES = 5  # of passes of a size that are kept; their median counts
 _TRIAL = 2  # passes with one draft token each, which show whether drafting pays again
-_REST = (32, 512)  # passes before drafting is tried again, where it didn't pay: twice as many each time
+_REST = (8, 512)  # passes before drafting is tried again, where it didn't pay: twice as many each time
 _FADED = 0.25  # what is left of what was known of acceptance before a rest
 _REFRESH = 64  # passes with drafts before one without is timed again
 
@@ -171,7 +171,8 @@ class Adaptive:
             if expected / seconds > rate:
                 rate, best = expected / seconds, chosen.copy()
         if any(best.values()):
-            self._rest = _REST[0]
+            if not self._trial:  # it pays by what was seen, not only by what was hoped
+                self._rest = _REST[0]
             return best
         if self._trial:
             return {sequence: min(1, its) for sequence, its in most.items()}
