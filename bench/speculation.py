@@ -223,7 +223,7 @@ def allowed(llm: LLM, drafter: LoadedDrafter, k: int, per_pass: float, rates: Ra
     layers = llm._loaded.cache_layers
     plain = _limit(pass_cost(target, layers, [Span(1, CONTEXT)], dot(rates)), rates)
     verifying = _limit(pass_cost(target, layers, [Span(1 + k, CONTEXT + k, 1 + k)], dot(rates)), rates)
-    of_drafter = drafter.plan
+    of_drafter = drafter.planned.plan
     without_fc = replace(of_drafter, rows=[row for row in of_drafter.rows if row.name != "fc"])
     kept = drafter.cache_layers
     first = _limit(pass_cost(of_drafter, kept, [Span(round(per_pass), CONTEXT)], dot(rates)), rates)

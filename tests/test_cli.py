@@ -15,12 +15,14 @@ from typing import Any
 import make
 import numpy as np
 import pytest
+from drafters import DRAFTERS
 from safetensors.numpy import load_file
 
 from fewbits import cli
 
 FIXTURES = Path(__file__).parent / "fixtures"
 MODEL = FIXTURES / "w4a16-asym-g32-head-f32"  # runs natively; no tokenizer
+DRAFTER = DRAFTERS / "bf16"  # of this model
 EXAMPLE = Path(__file__).parents[1] / "examples" / "stdlib-lm" / "w4a16-asym"
 COMMAND = [sys.executable, "-m", "fewbits"]
 IDS = ["--prompt-ids", "5,9,33"]
@@ -130,6 +132,9 @@ def test_the_checkpoints_own_sampling_is_shown_and_used_when_asked_for(with_samp
         (("inspect",), "nothing to inspect"),
         (("inspect", MODEL, "--system"), "--system"),
         (("inspect", FIXTURES), "config.json"),
+        (("inspect", MODEL, "--draft-layers", "1"), "needs --draft"),
+        (("inspect", MODEL, "--draft", DRAFTER, "--draft-layers", "1;2"), "takes numbers"),
+        (("inspect", MODEL, "--draft", MODEL / "no" / "folder"), "no folder"),
         (("demo", MODEL / "no" / "folder"), "no folder"),
     ],
 )
@@ -178,6 +183,29 @@ def test_inspect_prints_the_object_even_with_errors(tmp_path: Path) -> None:
     assert broken.returncode == 2
     found = json.loads(broken.stdout)
     assert found["schema"] == 1 and len(found["errors"]) == 1
+
+
+def test_inspect_shows_a_drafter_beside_its_target(tmp_path: Path) -> None:
+    shown = fewbits("inspect", MODEL, "--draft", DRAFTER)
+    assert shown.returncode == 0
+    target, draft = shown.stdout.split("\ndrafter:\n")
+    assert "model.layers" in target and "midlayer.self_attn.q_proj" in draft
+    assert "  reads the states behind layers 0, 1, 2 (" in draft and "  its embedding is the model's (" in draft
+    found = json.loads(fewbits("inspect", MODEL, "--draft", DRAFTER, "--draft-layers", "1,1,2", "--json").stdout)
+    drafter = found["drafter"]
+    assert found["model"]["family"] == "llama" and drafter["model"]["family"] == "eagle3"
+    assert drafter["reads_behind_layers"] == [1, 1, 2] and drafter["because"] == "as asked"
+    assert drafter["of_target"] == {"embedding": "it isn't stored"} and drafter["modules"]
+
+
+def test_inspect_says_what_does_not_fit_beside_the_target(tmp_path: Path) -> None:
+    for draft, code in ((MODEL, "draft-not-a-drafter"), (EXAMPLE.parent / "drafter-w8a8", "draft-mismatch")):
+        shown = fewbits("inspect", MODEL, "--draft", draft)
+        assert shown.returncode == 2 and f"  {code}: " in shown.stdout
+        found = json.loads(fewbits("inspect", MODEL, "--draft", draft, "--json").stdout)
+        assert not found["errors"] and [error.partition(":")[0] for error in found["drafter"]["errors"]] == [code]
+    done = fewbits("inspect", MODEL, "--draft", tmp_path, "--json")
+    assert done.returncode == 2 and json.loads(done.stdout)["drafter"]["errors"]
 
 
 def test_inspect_of_the_machine() -> None:

@@ -69,8 +69,12 @@ def test_every_module_of_it_is_quantized_and_its_embedding_the_targets() -> None
     for name in DRAFTERS:
         llm = LLM(EXAMPLE / "w4a16-asym", draft=EXAMPLE / name)
         assert llm.drafter is not None and llm.warnings == []
-        rows = {row.name: row for row in llm.drafter.plan.rows}
+        rows = {row.name: row for row in llm.drafter.planned.plan.rows}
         linears = [row for row in rows.values() if row.kind in ("linear", "head")]
         assert len(linears) == 9 and all(row.spec.weight.quantized for row in linears)
         assert {"fc", "lm_head"} <= {row.name for row in linears}
-        assert llm.drafter.of_target == {"embedding": "it isn't stored"} and llm.drafter.boundaries == (2, 7, 11)
+        assert llm.drafter.planned.of_target == {"embedding": "it isn't stored"} and llm.drafter.planned.boundaries == (
+            2,
+            7,
+            11,
+        )

@@ -30,6 +30,7 @@ LAYERS = (
     ("plan", "nn", "workers"),
     ("models",),
     ("load", "hub"),
+    ("draft_plan",),
     ("load_drafter",),
     ("engine",),
     ("server", "report", "verify", "bench"),

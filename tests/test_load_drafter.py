@@ -8,6 +8,7 @@ are rounded to 8 bits in fewbits alone.
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import pytest
 from drafters import DRAFTERS, NAMES, TARGET, Tensors, changed, expected
 from safetensors.numpy import load_file
 
+from fewbits.draft_plan import plan_draft
 from fewbits.engine.kvcache import KVCache, Part
 from fewbits.errors import FewbitsError, PlanError
 from fewbits.kernels.ops import Ops
@@ -68,10 +70,10 @@ def parts(known: Tensors) -> list[np.ndarray]:
 
 
 def bound(loaded: LoadedDrafter, reference: bool) -> float:
-    acts = {row.spec.act.kind for row in loaded.plan.rows if row.spec.act is not None}
+    acts = {row.spec.act.kind for row in loaded.planned.plan.rows if row.spec.act is not None}
     if acts:
         return max(QUANTIZED[kind] for kind in acts)
-    quantized = any(row.spec.weight.quantized for row in loaded.plan.rows)
+    quantized = any(row.spec.weight.quantized for row in loaded.planned.plan.rows)
     return SHARP if reference and not quantized else ROUNDED
 
 
@@ -88,7 +90,7 @@ def test_what_it_guesses_is_what_the_definition_says(name: str, target: Loaded) 
     assert distance(rows, known["logits"]) < allowed
     assert following == known["next"].tolist()
     assert distance(further, known["further"]) < 2 * allowed  # which read what the rows before gave
-    assert loaded.boundaries == (0, 1, 2)
+    assert loaded.planned.boundaries == (0, 1, 2)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -104,7 +106,7 @@ def test_native_guesses_are_those_of_the_reference(name: str, native: Loaded) ->
 def test_the_drafters_head_is_quantized_by_its_own_config_and_the_targets_by_its_own(native: Loaded) -> None:
     """Engines built the drafter's head without its config, or with the target's."""
     loaded = load_drafter(DRAFTERS / "int8-head-only", native)
-    specs = {row.name: str(row.spec) for row in loaded.plan.rows if row.runs}
+    specs = {row.name: str(row.spec) for row in loaded.planned.plan.rows if row.runs}
     assert specs["lm_head"] == "int8 channel × a16"
     assert specs["fc"] == specs["midlayer.mlp.down_proj"] == "bfloat16"
     assert str(next(row.spec for row in native.plan.rows if row.name == "lm_head")) == "uint4 g32 asym × a16"
@@ -125,7 +127,7 @@ def test_a_drafters_cache_is_kept_as_its_own_config_says(native: Loaded, tmp_pat
     [layer] = loaded.cache_layers
     assert layer.dtype == "fp8"
     np.testing.assert_allclose([layer.k_scale, layer.v_scale], [[0.02, 0.02], [0.01, 0.01]])
-    assert not loaded.plan.warnings and not loaded.plan.leftover_tensors
+    assert not loaded.planned.plan.warnings and not loaded.planned.plan.leftover_tensors
     known = expected("w8a8-head")
     plain = first_logits(load_drafter(DRAFTERS / "w8a8-head", native), known)
     found = first_logits(loaded, known)
@@ -145,7 +147,7 @@ def first_logits(loaded: LoadedDrafter, known: Tensors) -> np.ndarray:
 
 def test_a_head_may_stay_as_it_is_while_everything_else_is_quantized(native: Loaded) -> None:
     loaded = load_drafter(DRAFTERS / "fp8-bf16-head", native, allow_reference=True)
-    specs = {row.name: str(row.spec) for row in loaded.plan.rows if row.runs}
+    specs = {row.name: str(row.spec) for row in loaded.planned.plan.rows if row.runs}
     assert specs["lm_head"] == "bfloat16" and specs["fc"] == "fp8 channel × fp8 token dynamic"
 
 
@@ -159,9 +161,9 @@ def test_what_is_not_stored_is_the_targets_module_and_said_to_be(native: Loaded,
 
     folder = changed(tmp_path / "drafter", change=without_head, draft_vocab_size=None)
     loaded = load_drafter(folder, native)
-    assert loaded.of_target == {"embedding": "it isn't stored", "head": "it isn't stored"}
+    assert loaded.planned.of_target == {"embedding": "it isn't stored", "head": "it isn't stored"}
     assert loaded.ids is None and not loaded.from_columns
-    rows = {row.name: row for row in loaded.plan.rows}
+    rows = {row.name: row for row in loaded.planned.plan.rows}
     for name in ("embed_tokens", "lm_head"):
         assert (rows[name].executed_as, rows[name].tensors) == ("not_run", ())
         assert rows[name].reason == "the target's takes its place"
@@ -196,18 +198,29 @@ def test_an_equal_embedding_is_shared_and_another_kept(native: Loaded, tmp_path:
     def unlike(tensors: Tensors) -> None:
         tensors["embed_tokens.weight"] = np.random.default_rng(0).standard_normal(table.shape).astype(np.float32)
 
-    assert load_drafter(changed(tmp_path / "equal", change=equal), native).of_target == {
-        "embedding": "its own is equal to it"
-    }
+    shared = load_drafter(changed(tmp_path / "equal", change=equal), native).planned
+    assert shared.of_target == {"embedding": "its own is equal to it"}
+    row = next(row for row in shared.plan.rows if row.name == "embed_tokens")
+    assert (row.executed_as, row.tensors) == ("not_run", ("embed_tokens.weight",))
     kept = load_drafter(changed(tmp_path / "near", change=near), native)
-    assert kept.of_target == {} and kept.notices == []
+    assert kept.planned.of_target == {} and kept.notices == []
     other = load_drafter(changed(tmp_path / "unlike", change=unlike), native)
-    assert other.of_target == {} and [notice.code for notice in other.notices] == ["draft-embedding"]
+    assert other.planned.of_target == {} and [notice.code for notice in other.notices] == ["draft-embedding"]
+
+
+def test_tables_of_folders_without_data_are_not_compared(native: Loaded, tmp_path: Path) -> None:
+    shutil.copytree(DRAFTERS / "bf16", tmp_path / "drafter")
+    file = tmp_path / "drafter" / "model.safetensors"
+    data = file.read_bytes()
+    file.write_bytes(data[: 8 + int.from_bytes(data[:8], "little")])
+    found = plan_draft(tmp_path / "drafter", native.plan)
+    assert found.plan.errors == [] and found.boundaries == (0, 1, 2)
+    assert found.of_target == {"embedding": "it isn't stored"}
 
 
 def test_a_head_of_another_width_is_never_shared(native: Loaded) -> None:
     loaded = load_drafter(DRAFTERS / "bf16", native)
-    assert "head" not in loaded.of_target and loaded.drafter.config.draft_vocab == 64
+    assert "head" not in loaded.planned.of_target and loaded.drafter.config.draft_vocab == 64
 
 
 # What doesn't fit
@@ -313,7 +326,7 @@ def test_numbers_of_layers_and_boundaries_are_told_apart(
 
 def test_boundaries_may_be_asked_for(native: Loaded) -> None:
     loaded = load_drafter(DRAFTERS / "bf16", native, boundaries=(1, 1, 2))
-    assert loaded.boundaries == (1, 1, 2) and loaded.why == "as asked"
+    assert loaded.planned.boundaries == (1, 1, 2) and loaded.planned.why == "as asked"
     with pytest.raises(PlanError, match="takes in 3 states, not 2"):
         load_drafter(DRAFTERS / "bf16", native, boundaries=(1, 2))
     with pytest.raises(PlanError, match="behind 3 layers, of which the target has 2"):

@@ -10,13 +10,15 @@ import io
 import sys
 import tempfile
 import textwrap
+from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 from fewbits.cli import main
+from fewbits.draft_plan import plan_draft
 from fewbits.errors import FewbitsError
 from fewbits.load import inspect, load
-from fewbits.report import failure_text, print_table
+from fewbits.report import failure_text, print_draft, print_table
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "tools"), str(ROOT / "tests")]
@@ -24,7 +26,7 @@ sys.path[:0] = [str(ROOT / "tools"), str(ROOT / "tests")]
 from gallery_cases import CASES, Case  # noqa: E402
 
 # Blocks below the table that the page shows; the rest (memory) says nothing here.
-_BLOCKS = ("why not native:", "tensors that belong to no module:", "warnings:", "errors:")
+_BLOCKS = ("why not native:", "tensors that belong to no module:", "warnings:", "errors:", "beside its target:")
 
 
 INTRODUCTION = """
@@ -59,9 +61,7 @@ def _wrapped(text: str) -> list[str]:
 
 
 def shown(case: Case, folder: Path) -> list[str]:
-    """What the command prints of the modules that the case is about; of drafters also their target's, and what is said
-    where the two run.
-    """
+    """What the command prints of the modules that the case is about."""
     if case.target is not None:
         return _beside_its_target(case, folder)
     lines = [f"$ fewbits {case.command} FOLDER", *(_inspected if case.command == "inspect" else _run)(case, folder)]
@@ -69,17 +69,20 @@ def shown(case: Case, folder: Path) -> list[str]:
 
 
 def _beside_its_target(case: Case, folder: Path) -> list[str]:
+    """Of a drafter: both plans, and what is said where the two run, if the case is about that."""
     assert case.target is not None
     target = folder.with_name(f"{folder.name}-target")
     if not target.exists():
         case.target(target)
-    lines: list[str] = []
-    for name, path in (("TARGET", target), ("DRAFTER", folder)):
-        heading, *rows = _inspected(case, path)
-        if rows:
-            lines += [f"$ fewbits inspect {name}", heading, *rows, ""]
-    command = "run {} --draft {} --draft-tokens 1 --prompt-ids 4,5 --max-tokens " + str(case.tokens)
-    lines += [f"$ fewbits {command.format('TARGET', 'DRAFTER')}", *_said(command.format(target, folder).split())]
+    planned = inspect(target)
+    found = plan_draft(folder, planned)
+    heading, *rows = _table(case, lambda text: print_table(planned, text))
+    lines = ["$ fewbits inspect TARGET --draft DRAFTER", *([heading, *rows, ""] if rows else [])]
+    lines += ["drafter:", *_table(case, lambda text: print_draft(found, text))]
+    if case.command == "run":
+        command = "run {} --draft {} --draft-tokens 1 --prompt-ids 4,5 --max-tokens " + str(case.tokens)
+        lines += ["", f"$ fewbits {command.format('TARGET', 'DRAFTER')}"]
+        lines += _said(command.format(target, folder).split())
     return [line.replace(str(target), "TARGET").replace(str(folder), "DRAFTER").rstrip() for line in lines]
 
 
@@ -93,8 +96,13 @@ def _said(arguments: list[str]) -> list[str]:
 
 
 def _inspected(case: Case, folder: Path) -> list[str]:
+    return _table(case, lambda text: print_table(inspect(folder), text))
+
+
+def _table(case: Case, show: Callable[[io.StringIO], None]) -> list[str]:
+    """What is printed, without the modules that the case isn't about."""
     text = io.StringIO()
-    print_table(inspect(folder), text)
+    show(text)
     lines = text.getvalue().splitlines()
     heading = next(number for number, line in enumerate(lines) if line.startswith("module "))
     end = next(number for number in range(heading, len(lines) + 1) if number == len(lines) or not lines[number].strip())

@@ -17,8 +17,8 @@ ATTENTION, MLP = "model.layers.0.self_attn", "model.layers.0.mlp"
 
 
 class Case(NamedTuple):
-    """`seen`: what people met; `engines`: what the big engines do; `modules`: words of the rows that matter. Of a
-    drafter: the `target` that it runs beside, and how many tokens are asked for.
+    """`seen`: what people met; `engines`: what the big engines do; `modules`: words of the rows that matter;
+    `target`: of a drafter, what it runs beside; `tokens`: how many are asked for there.
     """
 
     title: str
@@ -244,6 +244,7 @@ CASES: tuple[Case, ...] = (
         "The target's embedding is taken whenever shapes agree.",
         drafter(INT4, OTHER_TABLE),
         ("embed_tokens",),
+        command="run",
         target=target(),
     ),
     Case(
@@ -264,6 +265,7 @@ CASES: tuple[Case, ...] = (
         note="With the layers that it was trained on, 0, 1 and 1, all its guesses are accepted.",
         target=in_one_direction()[0],
         tokens=40,
+        command="run",
     ),
     Case(
         "A scale a row, stored [N] where a kernel wants [N, 1]",

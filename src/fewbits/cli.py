@@ -68,11 +68,7 @@ def _run_options(parser: argparse.ArgumentParser) -> None:
         " mtp: the model's own modules for multi-token prediction",
     )
     draft.add_argument("--draft-tokens", type=int, metavar="N", help="guess so many at a time (as many as pay)")
-    draft.add_argument(
-        "--draft-layers",
-        metavar="LAYERS",
-        help="numbers of layers behind which the drafter reads the model's states, as in 2,7,11 (the drafter's config)",
-    )
+    _draft_layers(draft)
     parser.add_argument(
         "--logits", metavar="OUT.npy", help="also write the prompt's logits, float32 [tokens, head rows]"
     )
@@ -82,6 +78,10 @@ def _run_options(parser: argparse.ArgumentParser) -> None:
 def _inspect_options(parser: argparse.ArgumentParser) -> None:
     _checkpoint(parser, nargs="?")
     _activations(parser)
+    parser.add_argument(
+        "--draft", metavar="FOLDER", help="also an Eagle3 drafter of it: what it reads of the model and shares with it"
+    )
+    _draft_layers(parser)
     parser.add_argument("--system", action="store_true", help="describe this machine instead of a checkpoint")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
@@ -107,6 +107,14 @@ def _demo_options(parser: argparse.ArgumentParser) -> None:
 
 def _checkpoint(parser: argparse.ArgumentParser, **options: Any) -> None:
     parser.add_argument("checkpoint", metavar="FOLDER", help="a folder, or a hub id: owner/name[@revision]", **options)
+
+
+def _draft_layers(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument(
+        "--draft-layers",
+        metavar="LAYERS",
+        help="numbers of layers behind which the drafter reads the model's states, as in 2,7,11 (the drafter's config)",
+    )
 
 
 def _threads(parser: argparse.ArgumentParser) -> None:

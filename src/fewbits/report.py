@@ -9,8 +9,8 @@ from typing import IO, Any
 
 import regex
 
+from fewbits.draft_plan import DraftPlan
 from fewbits.errors import FewbitsError, printable
-from fewbits.load_drafter import LoadedDrafter
 from fewbits.plan import LoadPlan, Row
 from fewbits.spec import WHOLE, ActSpec, WeightSpec
 
@@ -18,18 +18,18 @@ SCHEMA = 1
 _encode = json.JSONEncoder(ensure_ascii=False).encode
 
 
-def to_json(plan: LoadPlan) -> dict[str, Any]:
+def to_json(plan: LoadPlan, draft: DraftPlan | None = None) -> dict[str, Any]:
     """The object of `fewbits inspect --json`; keys may be added, never renamed."""
-    result = _frame(plan)
+    result = _frame(plan, draft)
     result["modules"] = [
         {"name": row.name, **first, "tensors": list(row.tensors), **last} for row, first, last in _modules(plan.rows)
     ]
     return result
 
 
-def write_json(plan: LoadPlan, stream: IO[str]) -> None:
+def write_json(plan: LoadPlan, stream: IO[str], draft: DraftPlan | None = None) -> None:
     """`to_json` as text. Of each module only names are encoded anew: 0.8 s for a million tensors, json.dump takes 7."""
-    before, after = _encode(_frame(plan)).split('"modules": []', 1)
+    before, after = _encode(_frame(plan, draft)).split('"modules": []', 1)
     stream.write(f'{before}"modules": [')
     texts: dict[int, tuple[str, str]] = {}
     separator = ""
@@ -43,10 +43,10 @@ def write_json(plan: LoadPlan, stream: IO[str]) -> None:
     stream.write(f"]{after}\n")
 
 
-def _frame(plan: LoadPlan) -> dict[str, Any]:
-    """The whole object, without its modules."""
+def _frame(plan: LoadPlan, draft: DraftPlan | None = None) -> dict[str, Any]:
+    """The whole object, without its modules; the drafter's stand behind them."""
     readable = plan.failure is None
-    return {
+    frame = {
         "schema": SCHEMA,
         "model": {
             "family": plan.family,
@@ -68,6 +68,10 @@ def _frame(plan: LoadPlan) -> dict[str, Any]:
             "kv_per_token": plan.kv_bytes_per_token(),
         },
     }
+    if draft is not None:
+        beside = {"reads_behind_layers": list(draft.boundaries), "because": draft.why, "of_target": draft.of_target}
+        frame["drafter"] = to_json(draft.plan) | beside
+    return frame
 
 
 def _modules(rows: Iterable[Row]) -> Iterator[tuple[Row, dict[str, Any], dict[str, Any]]]:
@@ -171,12 +175,24 @@ def summary(plan: LoadPlan) -> str:
     return printable(f"{plan.family or 'unknown family'}, {name}, {size}: {stored}")
 
 
-def drafter(loaded: LoadedDrafter) -> str:
+def drafter(found: DraftPlan) -> str:
     """One line: the drafter's summary, which states of the target it reads, and what of the target it takes over."""
-    boundaries = ", ".join(map(str, loaded.boundaries))
-    parts = [f"drafter: {summary(loaded.plan)}", f"reads the states behind layers {boundaries} ({loaded.why})"]
-    parts += [f"its {part} is the model's ({why})" for part, why in loaded.of_target.items()]
-    return printable("; ".join(parts))
+    return printable("; ".join((f"drafter: {summary(found.plan)}", *_beside_target(found))))
+
+
+def _beside_target(found: DraftPlan) -> Iterator[str]:
+    if found.boundaries:
+        yield f"reads the states behind layers {', '.join(map(str, found.boundaries))} ({found.why})"
+    for part, why in found.of_target.items():
+        yield f"its {part} is the model's ({why})"
+
+
+def print_draft(found: DraftPlan, stream: IO[str]) -> None:
+    """A drafter's table, and what it has to do with its target."""
+    print_table(found.plan, stream)
+    lines = list(_beside_target(found))
+    if lines:
+        stream.write("\nbeside its target:\n" + "".join(f"  {printable(line)}\n" for line in lines))
 
 
 @dataclass(slots=True)

@@ -9,6 +9,7 @@ from typing import Any
 
 from fewbits import report
 from fewbits.commands import chat, speed
+from fewbits.commands.numbers import numbers
 from fewbits.commands.progress import LoadingBar, say
 from fewbits.engine.llm import LLM, MTP, NGRAM
 from fewbits.engine.request import Result, SamplingParams
@@ -32,8 +33,8 @@ def run(arguments: argparse.Namespace) -> int:
     _check(arguments)
     given = {name: getattr(arguments, name) for name in _OPTIONS if getattr(arguments, name) is not None}
     SamplingParams(**given)  # what is wrong with the options is said before a model is loaded
-    ids = None if arguments.prompt_ids is None else _ids(arguments.prompt_ids, "--prompt-ids")
-    layers = None if arguments.draft_layers is None else _ids(arguments.draft_layers, "--draft-layers")
+    ids = None if arguments.prompt_ids is None else numbers(arguments.prompt_ids, "--prompt-ids")
+    layers = None if arguments.draft_layers is None else numbers(arguments.draft_layers, "--draft-layers")
     llm = load(arguments, draft=arguments.draft, draft_tokens=arguments.draft_tokens, draft_layers=layers)
     params = SamplingParams(**(_model_sampling(llm, arguments.sampling == "model") | given))
     if arguments.chat and arguments.prompt is None:
@@ -72,7 +73,7 @@ def load(arguments: argparse.Namespace, **more: Any) -> LLM:
     for warning in llm.warnings:
         say(f"warning: {warning}")
     if llm.drafter is not None:
-        say(report.drafter(llm.drafter))
+        say(report.drafter(llm.drafter.planned))
     return llm
 
 
@@ -102,13 +103,6 @@ def _check(arguments: argparse.Namespace) -> None:
         raise UsageError("usage", "there is nothing to continue", hint="--prompt TEXT, --prompt-ids IDS or --chat")
     if interactive and (arguments.json or arguments.logits):
         raise UsageError("usage", "an interactive chat has no --json and no --logits", hint="give a --prompt")
-
-
-def _ids(text: str, option: str) -> list[int]:
-    try:
-        return [int(part) for part in text.split(",")] if text.strip() else []
-    except ValueError:
-        raise UsageError("usage", f"{option} takes numbers, as in 1,2,3, not {text[:60]!r}") from None
 
 
 def _model_sampling(llm: LLM, used: bool) -> dict[str, Any]:

@@ -100,7 +100,7 @@ class LLM:
             self._drafter = load_drafter(
                 hub.resolve(draft), self._loaded, allow_reference, draft_layers, threads=self.threads
             )
-            self.warnings += [*self._drafter.plan.warnings, *self._drafter.notices]
+            self.warnings += [*self._drafter.planned.plan.warnings, *self._drafter.notices]
         self._cache = self._make_cache()
         self._scheduler = Scheduler(self._cache.max_pages * PAGE_SIZE, PAGE_SIZE)
         self._driver: Driver | None = None

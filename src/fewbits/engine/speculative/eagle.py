@@ -35,7 +35,7 @@ class Eagle:
         self._ops = loaded.drafter.ops
         self._cache = KVCache(loaded.cache_layers, max_pages)
         self._sequences: dict[int, Waiting] = {}
-        self.taps: Sequence[int] = loaded.boundaries
+        self.taps: Sequence[int] = loaded.planned.boundaries
 
     def watch(self, request: Request, states: Sequence[Any], new: int) -> None:
         if request.done:
@@ -117,12 +117,12 @@ class Eagle:
         self._cache.free(sequence)
 
     def doubt(self) -> Notice:
-        loaded = self._loaded
-        rows = [row for row in loaded.plan.rows if row.runs and row.kind not in ("norm", "other")]
+        found = self._loaded.planned
+        rows = [row for row in found.plan.rows if row.runs and row.kind not in ("norm", "other")]
         modules = ", ".join(f"{row.name} {row.spec}" for row in rows)
-        boundaries = ", ".join(map(str, loaded.boundaries))
+        boundaries = ", ".join(map(str, found.boundaries))
         text = (
-            f"the drafter reads the states behind layers {boundaries} ({loaded.why}); --draft-layers names others."
+            f"the drafter reads the states behind layers {boundaries} ({found.why}); --draft-layers names others."
             f" Its modules: {modules}"
         )
         return Notice("draft-rejected", "", text)
