@@ -170,7 +170,7 @@ void make_product(Product* self, std::shared_ptr<PackedWeight> weight,
 void run(const Gemm& gemm, const fewbits::RowSource& x, int64_t M, const nb::sequence& y,
          bool add) {
   if (M < 0 || nb::len(y) != gemm.size()) {
-    throw std::invalid_argument("a product takes M >= 0 rows and one address per weight");
+    throw std::invalid_argument("a product takes M >= 0 rows and one address per result");
   }
   std::vector<float*> outputs;
   outputs.reserve(gemm.size());
@@ -248,10 +248,11 @@ NB_MODULE(_native, m) {
   nb::class_<Gemm>(m, "Gemm")
       .def(
           "__init__",
-          [](Gemm* self, const std::vector<std::shared_ptr<Product>>& products) {
-            new (self) Gemm({products.begin(), products.end()});
+          [](Gemm* self, const std::vector<std::shared_ptr<Product>>& products, bool apart) {
+            new (self) Gemm({products.begin(), products.end()},
+                            apart ? Gemm::Parts::apart : Gemm::Parts::shared);
           },
-          nb::arg("products"))
+          nb::arg("products"), nb::arg("apart") = false)
       .def("run", &run_plain, nb::arg("x"), nb::arg("M"), nb::arg("y"), nb::arg("add"))
       .def("run_norm", &run_norm, nb::arg("x"), nb::arg("weight"), nb::arg("eps"),
            nb::arg("offset"), nb::arg("M"), nb::arg("y"), nb::arg("add"))

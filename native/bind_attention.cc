@@ -47,6 +47,15 @@ void check_shape(int64_t T, int heads, int kv_heads, int D, int value_D, int pag
   require(page_size > 0, "the page size must be positive");
 }
 
+// Keys that hold the values, too.
+void check_shared(uintptr_t k_cache, uintptr_t v_cache, uintptr_t k_scale, uintptr_t v_scale, int D,
+                  int value_D) {
+  if (k_cache != v_cache || k_cache == 0) return;
+  require(value_D <= D, "values of " + std::to_string(value_D) + " numbers aren't within keys of " +
+                            std::to_string(D));
+  require(k_scale == v_scale, "keys that hold the values share their scales with them");
+}
+
 void check_scales(CacheKind kind, uintptr_t k_scale, uintptr_t v_scale) {
   const bool wanted = kind == CacheKind::fp8 || kind == CacheKind::int8;
   require((k_scale != 0) == wanted && (v_scale != 0) == wanted,
@@ -92,6 +101,7 @@ void rope_and_append(uintptr_t q, uintptr_t k, uintptr_t v, int64_t T, int heads
   task.key_scale = at<float>(k_scale);
   task.value_scale = at<float>(v_scale);
   check_scales(task.kind, k_scale, v_scale);
+  check_shared(k_cache, v_cache, k_scale, v_scale, D, value_D);
   for (int64_t t = 0; t < T; ++t) {
     require(task.slots[t] >= 0, "token " + std::to_string(t) + " has a negative slot");
   }
@@ -131,6 +141,7 @@ void attend(uintptr_t q, uintptr_t out, int64_t T, int heads, int kv_heads, int 
   task.sinks = at<const float>(sinks);
   task.mask = at<const uint8_t>(mask);
   check_scales(task.kind, k_scale, v_scale);
+  check_shared(k_cache, v_cache, k_scale, v_scale, D, value_D);
   require(task.query_start[0] == 0 && task.query_start[sequences] == T,
           "query_start must begin with 0 and end with the number of tokens");
   for (int s = 0; s < sequences; ++s) {

@@ -116,6 +116,7 @@ void append_tokens(const AppendTokens& task, int64_t begin, int64_t end) {
       const int64_t scale = kind == CacheKind::int8 ? row : h;
       store_cached<kind>(head, task.key_scale + scale,
                          static_cast<Element*>(task.key_cache) + row * D, D);
+      if (task.value_cache == task.key_cache) continue;
       store_cached<kind>(value, task.value_scale + scale,
                          static_cast<Element*>(task.value_cache) + row * task.value_D,
                          task.value_D);

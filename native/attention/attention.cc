@@ -327,7 +327,8 @@ class Attention {
   int64_t add_rows(Scratch& scratch, const Item& item, int64_t begin, int64_t end,
                    int64_t at) const {
     const int64_t key_bytes = task_.D * element_size(task_.kind);
-    const int64_t value_bytes = task_.value_D * element_size(task_.kind);
+    const bool in_keys = task_.value_cache == task_.key_cache;
+    const int64_t value_bytes = in_keys ? key_bytes : task_.value_D * element_size(task_.kind);
     const int32_t* const pages =
         task_.block_table + static_cast<int64_t>(item.sequence) * task_.max_pages;
     while (begin < end) {

@@ -11,6 +11,9 @@
 // head]) or int8 (value = code * the row's own scale, which lies at [page, kv head, row] of an
 // array of scales).
 //
+// Where the array of the values is that of the keys, a value is the first value_D numbers of its
+// key, stored once, and the scales of values are those of keys: latents.
+//
 // Order of accumulation. The entries that a query row sees have logical positions 0, 1, 2, ... (for
 // a row with an ancestor mask its n-th ancestor in the batch follows at once on the older entries,
 // as it would in a batch without siblings). Positions are taken in chunks of kChunk: a chunk's
@@ -81,7 +84,7 @@ struct AttendChunk {
 struct AppendTokens {
   float* query;        // [T, heads * D]
   const float* key;    // [T, kv_heads * D]
-  const float* value;  // [T, kv_heads * value_D]
+  const float* value;  // [T, kv_heads * value_D]; not read where keys hold the values
   int heads, kv_heads, D, value_D;
   // Of a head the channels [rotary_begin, rotary_begin + rotary_dim) are rotated; even.
   int rotary_begin, rotary_dim;

@@ -13,19 +13,33 @@ struct Gemm::Part {
   BoundProduct bound;
   size_t form;  // index into forms_
   int64_t panel_begin;
+  int64_t x_begin;           // of its part of a row
+  size_t output;             // index into y
+  int64_t y_begin, y_width;  // where its part of a row of y begins, and numbers in such a row
 };
 
-Gemm::Gemm(std::vector<std::shared_ptr<const Product>> products) {
+Gemm::Gemm(std::vector<std::shared_ptr<const Product>> products, Parts parts) : how_(parts) {
   if (products.empty()) throw std::invalid_argument("a product needs at least one weight");
-  k_ = products[0]->weight->K();
+  const bool apart = parts == Parts::apart;
+  int64_t width = 0;
+  for (const auto& product : products) width += product->weight->N();
+  if (!apart) k_ = products[0]->weight->K();
+  int64_t y_begin = 0;
   for (auto& product : products) {
-    const int64_t K = product->weight->K();
-    if (K != k_) {
+    const int64_t K = product->weight->K(), N = product->weight->N();
+    if (!apart && K != k_) {
       throw std::invalid_argument("weights with " + std::to_string(k_) + " and " +
                                   std::to_string(K) + " columns can't share x");
     }
     const BoundProduct bound(std::move(product));
-    parts_.push_back({bound, form_for(forms_, bound), panels_});
+    if (apart) {
+      forms_.emplace_back(*bound.product, *bound.kernel);
+      parts_.push_back({bound, forms_.size() - 1, panels_, k_, 0, y_begin, width});
+      k_ += K;
+      y_begin += N;
+    } else {
+      parts_.push_back({bound, form_for(forms_, bound), panels_, 0, parts_.size(), 0, N});
+    }
     panels_ += bound.product->weight->panels();
   }
 }
@@ -33,7 +47,7 @@ Gemm::Gemm(std::vector<std::shared_ptr<const Product>> products) {
 Gemm::~Gemm() = default;
 Gemm::Gemm(Gemm&&) noexcept = default;
 
-size_t Gemm::size() const { return parts_.size(); }
+size_t Gemm::size() const { return how_ == Parts::apart ? 1 : parts_.size(); }
 
 // Up to kMaxRows rows of x and y.
 struct Gemm::Pass {
@@ -48,7 +62,11 @@ struct Gemm::Pass {
     const Pass& pass = *static_cast<Pass*>(context);
     for (int64_t m = begin; m < end; ++m) {
       const float* const x = row_of(pass.x, pass.gemm->k_, pass.row_begin + m);
-      for (const Rows& rows : pass.forms) rows.set(m, x);
+      for (size_t i = 0; i < pass.forms.size(); ++i) {
+        // Where rows are apart, each product has a form of its own.
+        const int64_t begin = pass.gemm->how_ == Parts::apart ? pass.gemm->parts_[i].x_begin : 0;
+        pass.forms[i].set(m, x + begin);
+      }
     }
   }
 
@@ -64,9 +82,10 @@ struct Gemm::Pass {
       const bool last = index + 1 == weight.panels() && i + 1 < parts.size();
       const uint32_t* const next =
           last ? parts[i + 1].bound.product->weight->words(0) : weight.words(index + 1);
-      float* const out = pass.y[i] + pass.row_begin * weight.N() + index * kPanelRows;
+      float* const out =
+          pass.y[part.output] + pass.row_begin * part.y_width + part.y_begin + index * kPanelRows;
       part.bound.multiply(pass.forms[part.form], 0, pass.rows, index, next,
-                          {out, weight.N(), pass.add});
+                          {out, part.y_width, pass.add});
     }
   }
 };

@@ -89,26 +89,33 @@ struct RowSource {
 
 struct Form;
 
-// Several products that share x: one pass of the thread pool for all of them.
+// Several products: one pass of the thread pool for all of them.
 class Gemm {
  public:
-  // Throws std::invalid_argument where the K differ, rows are missing, a length doesn't fit, x
-  // would be scaled in groups that aren't whole words of the weight, or be integers of 16 bits
-  // where the weight's codes aren't integers.
-  explicit Gemm(std::vector<std::shared_ptr<const Product>> products);
+  // They share x; or each takes its own part of a row of x, and makes its own part of a row of y.
+  enum class Parts { shared, apart };
+
+  // Throws std::invalid_argument where x is shared and the K differ, rows are missing, a length
+  // doesn't fit, x would be scaled in groups that aren't whole words of the weight, or be integers
+  // of 16 bits where the weight's codes aren't integers.
+  explicit Gemm(std::vector<std::shared_ptr<const Product>> products, Parts parts = Parts::shared);
   ~Gemm();
   Gemm(Gemm&&) noexcept;
 
-  // y[i] [M][N_i] = x [M][K] W_i^T + bias_i, added to what y holds where `add`.
+  // Added to what y holds where `add`:
+  //   shared   y[i] [M][N_i] = x [M][K] W_i^T + bias_i
+  //   apart    y[0] [M][sum of N_i], whose part i is the part i of x [M][sum of K_i], times W_i^T,
+  //            + bias_i
   void run(const RowSource& x, int64_t M, float* const* y, bool add) const;
 
-  int64_t K() const { return k_; }
-  size_t size() const;
+  int64_t K() const { return k_; }  // numbers in a row of x
+  size_t size() const;              // arrays y
 
  private:
   struct Part;
   struct Pass;
 
+  Parts how_;
   int64_t k_ = 0;
   int64_t panels_ = 0;
   std::vector<Part> parts_;

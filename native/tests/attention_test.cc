@@ -24,20 +24,23 @@ struct Shape {
   CacheKind kind;
   int heads, kv_heads, D, value_D;
   bool interleaved;
+  bool in_keys = false;  // values are the first numbers of keys
 };
 
 const Shape kShapes[] = {
-    {CacheKind::f32, 4, 2, 16, 16, false},   {CacheKind::bf16, 8, 2, 64, 64, true},
-    {CacheKind::bf16, 5, 1, 41, 41, true},   {CacheKind::f16, 6, 1, 80, 80, false},
-    {CacheKind::fp8, 3, 3, 24, 24, false},   {CacheKind::fp8, 9, 1, 33, 33, true},
-    {CacheKind::int8, 8, 2, 64, 64, true},   {CacheKind::int8, 5, 1, 77, 77, false},
-    {CacheKind::bf16, 3, 1, 128, 128, true}, {CacheKind::bf16, 7, 1, 112, 112, false},
-    {CacheKind::int8, 6, 1, 32, 32, false},  {CacheKind::bf16, 4, 1, 80, 80, true},
-    {CacheKind::bf16, 2, 2, 16, 16, false},  {CacheKind::f32, 4, 4, 24, 16, true},
-    {CacheKind::bf16, 6, 6, 48, 32, true},   {CacheKind::bf16, 8, 1, 192, 128, true},
-    {CacheKind::bf16, 12, 1, 40, 80, false}, {CacheKind::f16, 3, 3, 33, 20, true},
-    {CacheKind::fp8, 9, 3, 96, 40, true},    {CacheKind::int8, 10, 1, 72, 17, true},
-    {CacheKind::int8, 4, 4, 16, 100, false},
+    {CacheKind::f32, 4, 2, 16, 16, false},        {CacheKind::bf16, 8, 2, 64, 64, true},
+    {CacheKind::bf16, 5, 1, 41, 41, true},        {CacheKind::f16, 6, 1, 80, 80, false},
+    {CacheKind::fp8, 3, 3, 24, 24, false},        {CacheKind::fp8, 9, 1, 33, 33, true},
+    {CacheKind::int8, 8, 2, 64, 64, true},        {CacheKind::int8, 5, 1, 77, 77, false},
+    {CacheKind::bf16, 3, 1, 128, 128, true},      {CacheKind::bf16, 7, 1, 112, 112, false},
+    {CacheKind::int8, 6, 1, 32, 32, false},       {CacheKind::bf16, 4, 1, 80, 80, true},
+    {CacheKind::bf16, 2, 2, 16, 16, false},       {CacheKind::f32, 4, 4, 24, 16, true},
+    {CacheKind::bf16, 6, 6, 48, 32, true},        {CacheKind::bf16, 8, 1, 192, 128, true},
+    {CacheKind::bf16, 12, 1, 40, 80, false},      {CacheKind::f16, 3, 3, 33, 20, true},
+    {CacheKind::fp8, 9, 3, 96, 40, true},         {CacheKind::int8, 10, 1, 72, 17, true},
+    {CacheKind::int8, 4, 4, 16, 100, false},      {CacheKind::f32, 4, 1, 40, 32, true, true},
+    {CacheKind::bf16, 16, 1, 80, 64, true, true}, {CacheKind::f16, 6, 2, 33, 20, false, true},
+    {CacheKind::fp8, 5, 1, 48, 32, true, true},   {CacheKind::int8, 8, 1, 72, 48, true, true},
 };
 
 // Memory of exactly so many bytes: what follows can't be read.
@@ -93,7 +96,7 @@ class Sequence {
       : shape_(shape),
         length_(length),
         keys_(cache_bytes(shape, length, shape.D), 0xff),  // a NaN in every kind
-        values_(cache_bytes(shape, length, shape.value_D), 0xff) {
+        values_(shape.in_keys ? 1 : cache_bytes(shape, length, shape.value_D), 0xff) {
     Random random(seed);
     const int pages = pages_of(length);
     for (int p = 0; p < pages; ++p) table_.push_back((p * 7 + 3) % pages);
@@ -133,11 +136,11 @@ class Sequence {
     task.max_pages = static_cast<int>(table_.size());
     task.positions = positions.data();
     task.key_cache = keys_.data();
-    task.value_cache = values_.data();
+    task.value_cache = (shape_.in_keys ? keys_ : values_).data();
     task.page_size = kPageSize;
     task.kind = shape_.kind;
     task.key_scale = scaled() ? key_scale_.data() : nullptr;
-    task.value_scale = scaled() ? value_scale_.data() : nullptr;
+    task.value_scale = scaled() ? (shape_.in_keys ? key_scale_ : value_scale_).data() : nullptr;
     task.scale = kScale;
     task.window = window;
     attend(task);
@@ -148,7 +151,8 @@ class Sequence {
   // query as the tier rounds it.
   double check(const std::vector<float>& out, int begin, int end, int window) const {
     const int group = shape_.heads / shape_.kv_heads, D = shape_.D, value_D = shape_.value_D;
-    const std::vector<double> k = stored(k_, D), v = stored(v_, value_D);
+    const std::vector<double> k = stored(k_, D);
+    const std::vector<double> v = shape_.in_keys ? first_of(k, D, value_D) : stored(v_, value_D);
     double worst = 0;
     for (int t = begin; t < end; ++t) {
       for (int h = 0; h < shape_.heads; ++h) {
@@ -203,6 +207,15 @@ class Sequence {
 
   bool scaled() const { return element_size(shape_.kind) == 1; }
 
+  // The first `count` numbers of each row of `width`.
+  static std::vector<double> first_of(const std::vector<double>& rows, int width, int count) {
+    std::vector<double> first;
+    for (size_t row = 0; row < rows.size(); row += width) {
+      first.insert(first.end(), rows.begin() + row, rows.begin() + row + count);
+    }
+    return first;
+  }
+
   // [length][kv_heads][width] as the cache holds them.
   std::vector<double> stored(const std::vector<float>& x, int width) const {
     std::vector<double> all;
@@ -228,7 +241,7 @@ class Sequence {
     AppendTokens task{};
     task.query = q_.data();
     task.key = k_.data();
-    task.value = v_.data();
+    task.value = shape_.in_keys ? nullptr : v_.data();
     task.heads = shape_.heads;
     task.kv_heads = shape_.kv_heads;
     task.D = shape_.D;
@@ -240,11 +253,11 @@ class Sequence {
     task.sin = sin.data();
     task.slots = slots.data();
     task.key_cache = keys_.data();
-    task.value_cache = values_.data();
+    task.value_cache = (shape_.in_keys ? keys_ : values_).data();
     task.page_size = kPageSize;
     task.kind = shape_.kind;
     task.key_scale = scaled() ? key_scale_.data() : nullptr;
-    task.value_scale = scaled() ? value_scale_.data() : nullptr;
+    task.value_scale = scaled() ? (shape_.in_keys ? key_scale_ : value_scale_).data() : nullptr;
     const std::vector<float> before = q_;
     rope_and_append(task, length_);
     CHECK(memcmp(before.data(), q_.data(), q_.size() * sizeof(float)) == 0,

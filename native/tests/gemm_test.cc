@@ -321,6 +321,54 @@ void test_fused() {
   }
 }
 
+// Products that take their own parts of a row have the bits of each alone, added or not.
+void test_apart() {
+  Random random(7);
+  const int M = 67;  // more than one block of rows
+  std::vector<std::shared_ptr<const Product>> products;
+  std::vector<std::vector<float>> inputs;
+  int K = 48, N = 9, width = 0, height = 0;
+  for (const WeightKind kind : kKinds) {
+    for (const Activation& activation : kFewActivations) {
+      const WeightCase weight(kind, ScaleKind::f32, false, false, N, K, 0, random);
+      products.push_back(make_product(weight, activation, false, N % 2 == 1, random));
+      inputs.emplace_back();
+      for (int i = 0; i < M * K; ++i) inputs.back().push_back(random.normal());
+      width += K;
+      height += N;
+      N = N % 140 + 13;
+      K = K % 200 + 16;
+    }
+  }
+  Rows rows(M, width, height);
+  int begin = 0;
+  for (size_t i = 0; i < products.size(); ++i) {
+    const int K = static_cast<int>(products[i]->weight->K());
+    for (int m = 0; m < M; ++m) {
+      memcpy(rows.x() + m * width + begin, inputs[i].data() + m * K, K * sizeof(float));
+    }
+    begin += K;
+  }
+  const Gemm gemm(products, Gemm::Parts::apart);
+  CHECK(gemm.K() == width && gemm.size() == 1, "K %d", static_cast<int>(gemm.K()));
+  for (const bool add : {false, true}) {
+    for (int i = 0; i < M * height; ++i) rows.y()[i] = 0.5f;
+    rows.run(gemm, add);
+    begin = 0;
+    for (size_t i = 0; i < products.size(); ++i) {
+      const int N = static_cast<int>(products[i]->weight->N());
+      std::vector<float> alone(M * N, 0.5f);
+      float* const y = alone.data();
+      Gemm({products[i]}).run({RowSource::Kind::plain, inputs[i].data(), nullptr}, M, &y, add);
+      for (int m = 0; m < M; ++m) {
+        CHECK(memcmp(rows.y() + m * height + begin, y + m * N, N * sizeof(float)) == 0,
+              "product %zu has other bits with parts of its own, row %d", i, m);
+      }
+      begin += N;
+    }
+  }
+}
+
 // Rows that are computed on the way into a product have the bits of rows computed before it.
 void test_computed_rows() {
   Random random(12);
@@ -383,6 +431,7 @@ int main() {
   test_values();
   test_bias_and_residual();
   test_fused();
+  test_apart();
   test_computed_rows();
   test_company();
   test_bits();

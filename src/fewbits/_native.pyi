@@ -103,9 +103,11 @@ class Product:
     ) -> None: ...
 
 class Gemm:
-    """Products that share x, in one pass of the thread pool. ValueError where they can't."""
+    """Products that share x, or with `apart` take their own parts of its rows and make their own parts of those of one
+    y, in one pass of the thread pool. ValueError where they can't.
+    """
 
-    def __init__(self, products: Sequence[Product]) -> None: ...
+    def __init__(self, products: Sequence[Product], apart: bool = False) -> None: ...
     def run(self, x: int, M: int, y: Sequence[int], add: bool) -> None:
         """y_i = x @ W_i.T + bias_i, added to what y_i holds where `add`.
 

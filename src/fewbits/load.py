@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 from fewbits.checkpoint import Checkpoint, TensorReader, open_checkpoint
 from fewbits.checkpoint.collector import paused
 from fewbits.errors import CheckpointError, Notice, PlanError
-from fewbits.kernels import KERNELS, Kernel, Op, choose
+from fewbits.kernels import KERNELS, Kernel, Op, choose, latent
 from fewbits.kernels.batch import CacheDtype, CacheLayer
 from fewbits.kernels.cpu.ops import CpuOps
 from fewbits.kernels.ops import Ops
 from fewbits.kernels.tasks import Run, at_once
 from fewbits.models import family_for, with_mtp
 from fewbits.models.decoder import Decoder, DecoderConfig
-from fewbits.plan import LoadPlan, Row, no_kernel, plan, require_runnable
+from fewbits.plan import Execution, LoadPlan, Row, no_kernel, plan, require_runnable
 from fewbits.plan.activations import Activations
 from fewbits.qweight import QLinear
 from fewbits.workers import Workers
@@ -87,14 +87,14 @@ def decode(planned: LoadPlan, row: Row, reader: TensorReader, codes: Codes = "re
     """
     assert row.resolved is not None and planned.format is not None
     notices: list[Notice] = []
-    if row.runs_as != row.spec or row.in_turn or (row.stack is not None and row.stack.transposed):
+    if row.kind == "router" or row.in_turn or row.heads is not None or (row.stack is not None and row.stack.transposed):
         codes = "read"  # to be changed as a whole
 
     def warn(code: str, text: str) -> None:
         notices.append(Notice(code, row.module, text))
 
     linear = planned.format.decode(row.module, row.resolved, _ModuleArrays(reader, row, codes), warn)
-    if row.runs_as != row.spec:
+    if row.kind == "router" and row.runs_as != row.spec:
         linear = replace(linear, weight=linear.weight.in_float32())
     return linear.evens_first() if row.in_turn else linear, notices
 
@@ -168,7 +168,10 @@ def pack(
                 kernel = kernel_for(row, linear, only_reference, allow_reference)
                 if codes != "read" and kernel.reference:  # the data made another spec of it than the headers
                     linear, _ = decode(planned, row, reader)
-                params[row.name] = (kernel, kernel.pack(linear, run))
+                if row.heads is not None:
+                    params[row.name] = latent.pack(linear, row.heads, kernel, run)
+                else:
+                    params[row.name] = (kernel, kernel.pack(linear, run))
                 notices.extend([] if row.tied else found)
 
             for name in planned.vectors:
@@ -215,6 +218,8 @@ def load_linear(
         raise PlanError("header-only", "the files have headers but no data", module=name)
     with planned.checkpoint.reader() as reader:
         linear, _ = decode(planned, row, reader)
+    if row.heads is not None:  # as a product by itself, which isn't taken apart
+        row = row._replace(heads=None, execution=Execution("native"))
     kernel = kernel_for(row, linear, False, allow_reference)
     run = kernel.bind([kernel.pack(linear)])
 
@@ -230,12 +235,14 @@ def kernel_for(row: Row, linear: QLinear, only_reference: bool, allow_reference:
     op: Op = "embedding" if row.kind == "embedding" else "linear"
     if only_reference:
         return next(kernel for kernel in KERNELS if kernel.op == op and kernel.reference)
-    planned = row.kernel
-    if planned is not None and linear.spec == row.runs_as and (allow_reference or not planned.reference):
+    planned, spec = row.kernel, linear.spec
+    if row.heads is not None:
+        spec = latent.runs_as(spec.weight)
+    if planned is not None and spec == row.runs_as and (allow_reference or not planned.reference):
         return planned
-    choice = choose(op, linear.spec, row.matrix, allow_reference)
+    choice = choose(op, spec, row.matrix, allow_reference)
     if choice.kernel is None:
-        raise no_kernel(row, linear.spec, choice.declined)
+        raise no_kernel(row, spec, choice.declined)
     return choice.kernel
 
 

@@ -7,7 +7,7 @@ in an error message: `uint4 g128 asym × a16`, `int8 channel × int8 token dynam
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 WHOLE = 0  # in `WeightSpec.block`: the block spans the whole axis
 
@@ -150,6 +150,13 @@ _DENSE = {
 def dense(dtype: str) -> WeightSpec:
     """The spec of a weight that isn't quantized. Raises KeyError for a dtype that isn't a float of 16 bits or more."""
     return _DENSE[dtype]
+
+
+class HeadRows(NamedTuple):
+    """A weight whose rows are, head by head, so many that make keys, and so many that make values."""
+
+    keys: int
+    values: int
 
 
 def widened(spec: QuantSpec) -> QuantSpec:

@@ -72,13 +72,14 @@ def test_experts_are_read_if_a_token_goes_to_them() -> None:
         assert cost.nbytes - rest.nbytes == round(packed * (1 - 0.6**tokens))
 
 
-def test_keys_and_values_count_by_their_own_widths() -> None:
-    """Four heads of latent attention: keys of 24, values of 12, three layers; the products with latents are rows."""
+def test_latents_are_read_once_and_counted_for_every_head() -> None:
+    """Latents of R numbers and 8 rotated ones, three layers, four heads; the products with latents are rows."""
     planned = fewbits.inspect(Path(__file__).resolve().parents[1] / "fixtures" / "deepseek-v2-f32")
     kv = planned.model.cache_layers("bf16")
     short, long = (pass_cost(planned, kv, [Span(1, entries)], "int8") for entries in (10, 110))
-    assert long.nbytes - short.nbytes == 100 * 3 * 4 * (24 + 12) * 2
-    assert long.macs["int8"] - short.macs["int8"] == 100 * 3 * 4 * (24 + 12)
+    rank = planned.model.layers[0].attention.kv_rank
+    assert long.nbytes - short.nbytes == 100 * 3 * (rank + 8) * 2
+    assert long.macs["int8"] - short.macs["int8"] == 100 * 3 * 4 * (2 * rank + 8)
 
 
 def test_the_limit_is_the_larger_of_two_times() -> None:

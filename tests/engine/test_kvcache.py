@@ -152,6 +152,21 @@ def test_values_may_have_a_width_of_their_own(dtype, nbytes):
     assert len(pages.groups) == 1 and CacheLayer(3, 24, "bf16") == CacheLayer(3, 24, "bf16", value_width=24)
 
 
+@pytest.mark.parametrize(("dtype", "nbytes"), [("bf16", 2 * 40), ("f32", 4 * 40), ("int8", 40 + 4)])
+def test_latents_are_kept_once(dtype, nbytes):
+    pages = KVCache([CacheLayer(1, 40, dtype, kind="latent", value_width=32)], 100)
+    pages.append(0, 70)
+    (layer,) = pages.layers
+    assert layer.values is None and layer.v_scale is None
+    assert pages.token_bytes == nbytes and pages.nbytes == layer.keys.shape[0] * PAGE_SIZE * nbytes
+    layer.keys[:] = np.arange(layer.keys[..., 0].size).reshape(layer.keys.shape[:3])[..., np.newaxis] % 100
+    before = layer.keys[pages.block_table([0])[0]].reshape(-1, 40)[:70].copy()
+    pages.append(1, 700)
+    pages.move(0, 60, [63, 69])
+    kept = pages.layers[0].keys[pages.block_table([0])[0]].reshape(-1, 40)[:62]
+    np.testing.assert_array_equal(kept, before[[*range(60), 63, 69]])
+
+
 @pytest.mark.parametrize(
     "layer",
     [

@@ -33,7 +33,8 @@ def random(*shape, seed=0):
 def cache_for(spec, dtype="f32", pages=64):
     heads = spec.kv_heads
     scales = ((2.0**-6,) * heads, tuple(0.01 + 0.01 * i for i in range(heads))) if dtype == "fp8" else (None, None)
-    layer = CacheLayer(heads, spec.head_dim, dtype, spec.window, *scales, value_width=spec.value_dim)
+    kind = "latent" if spec is SPECS["latents"] else "kv"
+    layer = CacheLayer(heads, spec.head_dim, dtype, spec.window, *scales, kind=kind, value_width=spec.value_dim)
     return KVCache([layer], pages)
 
 
@@ -45,7 +46,8 @@ def sizes_of(spec):
 def attend(ops, spec, cache, batch, q, k, v, rounded=False):
     """The whole operation on copies of q, k and v; with `rounded`, queries are bf16 numbers once they are rotated."""
     bound, step, q = ops.attention(spec), ops.begin(batch), q.copy()
-    bound.rope_and_append(q, k.copy(), v.copy(), step, cache.layers[0])
+    v = None if spec is SPECS["latents"] else v.copy()
+    bound.rope_and_append(q, k.copy(), v, step, cache.layers[0])
     if rounded:
         q = q.astype(ml_dtypes.bfloat16).astype(np.float32)
     return bound.attend(q, step, cache.layers[0]), q
@@ -107,19 +109,17 @@ def test_take_and_copy_make_new_arrays(ops):
     assert taken.any() and copy.any()
 
 
-def test_cut_and_with_shared_by_hand(ops):
+def test_cut_and_beside_by_hand(ops):
     x = np.arange(12, dtype=np.float32).reshape(2, 6)
     assert ops.cut(x, 1, 3).tolist() == [[1, 2], [7, 8]]
     heads = ops.cut(x, 1, 3, 2)
     assert heads.tolist() == [[1, 2, 4, 5], [7, 8, 10, 11]]
-    joined = ops.with_shared(heads, np.array([[50], [60]], np.float32), 2)
-    assert joined.tolist() == [[1, 2, 50, 4, 5, 50], [7, 8, 60, 10, 11, 60]]
+    joined = ops.beside(heads, np.array([[50, 51], [60, 61]], np.float32), heads=2)
+    assert joined.tolist() == [[1, 2, 50, 4, 5, 51], [7, 8, 60, 10, 11, 61]]
     x[:] = 0
     assert heads.any() and joined.flags.c_contiguous and joined.dtype == np.float32
-    assert ops.cut(random(0, 6), 0, 2, 3).shape == (0, 6) and ops.with_shared(random(0, 6), random(0, 2), 3).shape == (
-        0,
-        12,
-    )
+    assert ops.cut(random(0, 6), 0, 2, 3).shape == (0, 6)
+    assert ops.beside(random(0, 6), random(0, 6), heads=3).shape == (0, 12)
 
 
 # ---- rotation
@@ -232,7 +232,8 @@ SPECS = {
     "gqa": AttentionSpec(6, 2, 64, Rope(tuple(0.5**i for i in range(32))), 0.125),
     "mqa-odd": AttentionSpec(5, 1, 20, Rope((1.0, 0.1, 0.01), interleaved=True), 0.25),
     "window": AttentionSpec(4, 2, 32, Rope((1.0,) * 16), 0.25, window=37),
-    "latents": AttentionSpec(4, 4, 24, Rope((1.0, 0.3, 0.1, 0.01), 1.5, True, begin=16), 0.25, value_dim=12),
+    "narrow-values": AttentionSpec(4, 4, 24, Rope((1.0, 0.3, 0.1, 0.01), 1.5, True, begin=16), 0.25, value_dim=12),
+    "latents": AttentionSpec(9, 1, 40, Rope((1.0, 0.3, 0.1, 0.01), 1.5, True, begin=32), 0.25, value_dim=32),
     "wide-values": AttentionSpec(3, 1, 20, Rope((1.0, 0.1), begin=5), 0.25, value_dim=70),
     "sinks": AttentionSpec(4, 2, 32, Rope((1.0,) * 16), 0.25, window=70, sinks=random(4, seed=9)),
 }
@@ -302,7 +303,8 @@ def test_what_a_token_does_not_see_may_be_anything(ops, name):
     cache = cache_for(spec)
     cache.append(5, 40)
     cache.layers[0].keys[:] = np.nan
-    cache.layers[0].values[:] = np.nan
+    if cache.layers[0].values is not None:
+        cache.layers[0].values[:] = np.nan
     q, k, v = (random(400, size, seed=i)[:90] for i, size in enumerate(sizes_of(spec)))
     out, _ = attend(ops, spec, cache, cache.batch([Part(0, [0] * 90)]), q, k, v, rounded=True)
     np.testing.assert_array_equal(out, clean)

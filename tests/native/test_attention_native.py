@@ -418,6 +418,14 @@ def test_refuses_what_cannot_be():
     batch.cache.k_scale = batch.cache.v_scale = None
     with pytest.raises(ValueError, match="k_scale"):
         batch.run()
+    batch = make_batch([(3, 2)], D=16, value_D=32)
+    batch.cache.v = batch.cache.k
+    with pytest.raises(ValueError, match="values of 32 numbers aren't within keys of 16"):
+        batch.run()
+    batch = make_batch([(3, 2)], kind="fp8")
+    batch.cache.v, batch.cache.v_scale = batch.cache.k, batch.cache.k_scale.copy()
+    with pytest.raises(ValueError, match="share their scales"):
+        batch.run()
 
 
 # The cache's rounding, and rotary embedding.

@@ -155,7 +155,7 @@ def test_products_that_cannot_share_a_call():
     call = gemm(_native.Product(weight(), None))
     assert call.K == 24
     for M, y in ((1, []), (1, [0, 0]), (-1, [0])):
-        with pytest.raises(ValueError, match="M >= 0 rows and one address per weight"):
+        with pytest.raises(ValueError, match="M >= 0 rows and one address per result"):
             call.run(0, M, y, False)
     call.run(0, 0, [0], False)
 

@@ -92,4 +92,4 @@ def _attention_macs(config: AnyAttention, sequence: Span) -> int:
     """Of q k and of the weights times v, over what each token sees."""
     first = sequence.entries - sequence.new + 1
     seen = sum(min(entries, config.window or entries) for entries in range(first, sequence.entries + 1))
-    return config.heads * (config.head_dim + config.value_dim) * seen
+    return config.macs * seen

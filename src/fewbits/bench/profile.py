@@ -16,6 +16,7 @@ from fewbits.bench.passes import Case, Passes
 from fewbits.engine.llm import LLM
 from fewbits.kernels import Kernel
 from fewbits.kernels.batch import LayerCache
+from fewbits.kernels.latent import PackedLatents
 from fewbits.kernels.ops import (
     Activation,
     Array,
@@ -24,6 +25,7 @@ from fewbits.kernels.ops import (
     Chosen,
     Expert,
     Experts,
+    Latents,
     Ops,
     Routing,
 )
@@ -88,7 +90,7 @@ class _TimedOps:
         self.name, self.vector, self.begin, self.take, self.copy = ops.name, ops.vector, ops.begin, ops.take, ops.copy
         self.norm, self.gate, self.argmax = ops.norm, ops.gate, ops.argmax
         self.scale_by_sigmoid, self.add, self.computed = ops.scale_by_sigmoid, ops.add, ops.computed
-        self.cut, self.beside, self.with_shared = ops.cut, ops.beside, ops.with_shared
+        self.cut, self.beside = ops.cut, ops.beside
 
     def attention(self, spec: AttentionSpec) -> Attention:
         return _TimedAttention(self._ops.attention(spec), self._clock)
@@ -98,6 +100,18 @@ class _TimedOps:
 
     def experts(self, experts: Sequence[Expert], activation: Activation) -> Experts:
         return self._clock.timed("experts", self._ops.experts(experts, activation))
+
+
+class _TimedLatents:
+    """`Latents`, both products timed under one name."""
+
+    def __init__(self, latents: Latents, name: str, clock: _Clock) -> None:
+        self.taken = clock.timed(name, latents.taken)
+        self._latents, self._name, self._clock = latents, name, clock
+
+    def bind(self) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
+        into, of = self._latents.bind()
+        return self._clock.timed(self._name, into), self._clock.timed(self._name, of)
 
 
 class _TimedModel:
@@ -113,6 +127,8 @@ class _TimedModel:
             name = _operation(module, kinds.get(module))
             if name is None:  # a vector, or an expert's: those are timed together
                 return param
+            if isinstance(param, PackedLatents):
+                return _TimedLatents(param, name, clock)
             kernel, packed = param
             bind: Callable[[Sequence[Any]], Any] = kernel.bind
             wrapped = replace(kernel, bind=lambda weights: clock.timed(name, bind(weights)))

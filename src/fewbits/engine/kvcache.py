@@ -212,10 +212,11 @@ class KVCache:
             return
         pages = min(max(2 * self._pages, self._pages + needed - len(self._free), 8), self.max_pages)
         for layer in self.layers:
-            layer.keys, layer.values = _grown(layer.keys, pages), _grown(layer.values, pages)
+            layer.keys, layer.values = _grown(layer.keys, pages), _grown_or_none(layer.values, pages)
             if layer.dtype == "int8":
-                assert layer.k_scale is not None and layer.v_scale is not None
-                layer.k_scale, layer.v_scale = _grown(layer.k_scale, pages), _grown(layer.v_scale, pages)
+                layer.k_scale, layer.v_scale = (
+                    _grown_or_none(scale, pages) for scale in (layer.k_scale, layer.v_scale)
+                )
             layer.generation += 1
         self._free = list(range(pages - 1, self._pages - 1, -1)) + self._free
         self._pages = pages
@@ -230,7 +231,13 @@ class KVCache:
         if spec.dtype == "int8":
             scales = [np.empty(shape, np.float32) for _ in scales]
         keys, values = (np.empty((*shape, width), stored) for width in (spec.width, spec.value_width))
+        if spec.kind == "latent":
+            return LayerCache(keys, None, spec.dtype, self.page_size, scales[0], None)
         return LayerCache(keys, values, spec.dtype, self.page_size, scales[0], scales[1])
+
+
+def _grown_or_none(array: NDArray[Any] | None, pages: int) -> NDArray[Any] | None:
+    return None if array is None else _grown(array, pages)
 
 
 def _grown(array: NDArray[Any], pages: int) -> NDArray[Any]:

@@ -46,15 +46,15 @@ class Kernel:
     """One way to run an operation.
 
     `accepts(spec, shape)` is None or a sentence why not; `bind` makes a runner of packed weights (of one, for an
-    embedding); `nbytes` is what a packed weight takes in memory; `arithmetic` is what the bound of its rounding
-    follows from.
+    embedding; of linears that are `apart` as `bind_apart` says); `nbytes` is what a packed weight takes in memory;
+    `arithmetic` is what the bound of its rounding follows from.
     """
 
     name: str
     op: Op
     accepts: Callable[[QuantSpec, tuple[int, int]], str | None]
     pack: Pack
-    bind: Callable[[Sequence[Any]], Any]
+    bind: Callable[..., Any]
     nbytes: Callable[[QuantSpec, tuple[int, int]], int]
     arithmetic: Callable[[QuantSpec, tuple[int, int]], Arithmetic]
 
@@ -103,6 +103,20 @@ def choose(op: Op, spec: QuantSpec, shape: tuple[int, int], allow_reference: boo
 
 
 Param = tuple[Kernel, Any]  # a kernel and a weight that it packed
+
+
+def bind_apart(params: Sequence[Param]) -> Callable[[Any], Any]:
+    """One call of weights of the same kernel: each takes its own part of x float32 [M, the sum of K_i], and makes its
+    own part of y [M, the sum of N_i].
+    """
+    kernel = params[0][0]
+    run: LinearRunner = kernel.bind([packed for _, packed in params], apart=True)
+
+    def call(x: Any) -> Any:
+        (y,) = run(x)
+        return y
+
+    return call
 
 
 def bind(params: Sequence[Param]) -> LinearRunner:

@@ -4,7 +4,7 @@ A cache is pages of `page_size` entries. Sequence s owns the pages `block_table[
 (the key and value of its j-th token) lies in page block_table[s, j // page_size], row j % page_size:
 
     keys    [pages, kv_heads, page_size, head_dim]
-    values  [pages, kv_heads, page_size, value_dim]
+    values  [pages, kv_heads, page_size, value_dim], or none: the first value_dim numbers of keys, which are latents
     slot    page * page_size + row
 """
 
@@ -49,7 +49,8 @@ class CacheLayer:
 
     `window` is how far back the layer looks (0: everything). `k_scale`, `v_scale` are set for fp8: one
     multiplier per head; int8 has one per token and head, which the cache computes and keeps. Layers that are
-    equal but for their scales form a group of the cache.
+    equal but for their scales form a group of the cache. A `latent` layer keeps no values: they are the first numbers
+    of its keys.
     """
 
     heads: int
@@ -58,7 +59,7 @@ class CacheLayer:
     window: int = 0
     k_scale: tuple[float, ...] | None = None
     v_scale: tuple[float, ...] | None = None
-    kind: Literal["kv"] = "kv"
+    kind: Literal["kv", "latent"] = "kv"
     value_width: int = 0
 
     def __post_init__(self) -> None:
@@ -66,8 +67,9 @@ class CacheLayer:
 
     @property
     def token_bytes(self) -> int:
-        scale_bytes = 2 * 4 if self.dtype == "int8" else 0
-        return self.heads * ((self.width + self.value_width) * CACHE_BYTES[self.dtype] + scale_bytes)
+        widths = (self.width,) if self.kind == "latent" else (self.width, self.value_width)
+        scale_bytes = 4 if self.dtype == "int8" else 0
+        return self.heads * sum(width * CACHE_BYTES[self.dtype] + scale_bytes for width in widths)
 
 
 @dataclass(slots=True, eq=False)
@@ -80,7 +82,7 @@ class LayerCache:
     """
 
     keys: NDArray[Any]
-    values: NDArray[Any]
+    values: NDArray[Any] | None
     dtype: CacheDtype
     page_size: int
     k_scale: NDArray[Any] | None = None
@@ -89,10 +91,8 @@ class LayerCache:
 
     def per_entry(self) -> list[NDArray[Any]]:
         """The arrays [pages, kv_heads, page_size, …], which hold something of every entry."""
-        if self.dtype == "int8":
-            assert self.k_scale is not None and self.v_scale is not None
-            return [self.keys, self.values, self.k_scale, self.v_scale]
-        return [self.keys, self.values]
+        arrays = (self.keys, self.values, *([self.k_scale, self.v_scale] if self.dtype == "int8" else []))
+        return [array for array in arrays if array is not None]
 
 
 class Cache(Protocol):

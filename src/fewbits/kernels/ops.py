@@ -113,14 +113,25 @@ class AttentionSpec:
 
 class Attention(Protocol):
     """An `AttentionSpec`, bound. `q` is [T, heads x head_dim], `k` [T, kv_heads x head_dim], `v` [T, kv_heads x
-    value_dim].
+    value_dim]; None where the cache keeps latents: values are the first `value_dim` numbers of keys.
     """
 
-    def rope_and_append(self, q: Array, k: Array, v: Array, step: Any, cache: LayerCache) -> None:
+    def rope_and_append(self, q: Array, k: Array, v: Array | None, step: Any, cache: LayerCache) -> None:
         """Norm and rotate q (in place) and k; store k and v, rounded to the cache's dtype, at their slots."""
 
     def attend(self, q: Array, step: Any, cache: LayerCache) -> Array:
         """softmax(scale q K^T) V over what each token sees: [T, heads x value_dim]."""
+
+
+class Latents(Protocol):
+    """A product that makes keys and values of latents, in the halves of `kernels/latent.py`."""
+
+    @property
+    def taken(self) -> Callable[[Array], Array]:
+        """Latents float32 [T, rank] → what the product takes of them: quantized, where it has its input so."""
+
+    def bind(self) -> tuple[Callable[[Array], Array], Callable[[Array], Array]]:
+        """(queries [T, heads x key] → [T, heads x rank], [T, heads x rank] → values [T, heads x value])."""
 
 
 class Ops(Protocol):
@@ -156,8 +167,8 @@ class Ops(Protocol):
     def computed(self, x: Array) -> Array:
         """`norm`'s or `gate`'s result as an array, for those who take it in more than once."""
 
-    def beside(self, *parts: Array) -> Array:
-        """Rows of the parts, joined: [T, the sum of their widths]."""
+    def beside(self, *parts: Array, heads: int = 1) -> Array:
+        """Rows of the parts, joined: [T, the sum of their widths]; head by head where a row is of several."""
 
     def begin(self, batch: Batch) -> Any:
         """The step: what one forward pass derives from its batch once, for all layers."""
@@ -169,9 +180,6 @@ class Ops(Protocol):
 
     def cut(self, x: Array, begin: int, end: int, heads: int = 1) -> Array:
         """Channels [begin, end) of each of the `heads` equal parts of a row of x: a new array [T, heads x width]."""
-
-    def with_shared(self, x: Array, shared: Array, heads: int) -> Array:
-        """Each of the `heads` equal parts of a row of x and behind it the whole row of `shared`, as a new array."""
 
     def argmax(self, logits: Array) -> Any:
         """int64 [R]: of each row of logits [R, V] the first NaN, or else the first of the largest."""

@@ -13,6 +13,7 @@ from fewbits.kernels.rope import Rope
 from fewbits.models.needs import Bias, Need
 from fewbits.nn.attention import Attention
 from fewbits.nn.latent_attention import LatentAttention
+from fewbits.spec import HeadRows
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,10 +35,6 @@ class AttentionConfig:
     qk_norm: bool = False
     head_gate: bool = False
     sinks: bool = False
-
-    @property
-    def value_dim(self) -> int:
-        return self.head_dim
 
     @property
     def scale(self) -> float:
@@ -70,17 +67,26 @@ class AttentionConfig:
     def cache_layer(self, dtype: CacheDtype) -> CacheLayer:
         return CacheLayer(self.kv_heads, self.head_dim, dtype, self.window)
 
+    @property
+    def macs(self) -> int:
+        """Multiply-adds of a token with an entry that it sees."""
+        return 2 * self.heads * self.head_dim
+
 
 @dataclass(frozen=True, slots=True)
 class LatentConfig:
     """Keys and values of all heads come from one latent of `kv_rank` numbers a token, and a rotated part of `rope_dim`
     that the keys share; queries from a latent of `q_rank`, or straight from x where it is 0.
 
-    A key has `plain_dim` numbers of its own and behind them the shared ones. `bias` is that of the products that make
-    latents and of the output. The latents' norms have an epsilon of their own.
+    A key has `plain_dim` numbers of its own and behind them the shared ones; it is never made, nor is a value: the
+    cache keeps latents and rotated parts, as one key of one head. `bias` is that of the products that make latents and
+    of the output. The latents' norms have an epsilon of their own.
     """
 
-    stored_scales: ClassVar[bool] = False  # they are of latents
+    stored_scales: ClassVar[bool] = (
+        False  # of latents or of heads' keys and values: writers differ, and no file says it
+    )
+    kv_heads: ClassVar[int] = 1
     window: ClassVar[int] = 0
 
     heads: int
@@ -95,16 +101,14 @@ class LatentConfig:
     norm_eps: float = 1e-6
 
     @property
-    def kv_heads(self) -> int:
-        return self.heads
-
-    @property
-    def head_dim(self) -> int:
-        return self.plain_dim + self.rope_dim
+    def macs(self) -> int:
+        """Multiply-adds of a token with an entry that it sees."""
+        return self.heads * (2 * self.kv_rank + self.rope_dim)
 
     def modules(self, name: str, inputs: int, hidden: int) -> Iterator[Need]:
         """What it is made of, from `inputs` numbers a token to `hidden`."""
-        queries, keys_values = self.heads * self.head_dim, self.heads * (self.plain_dim + self.value_dim)
+        rows = HeadRows(self.plain_dim, self.value_dim)
+        queries, keys_values = self.heads * (self.plain_dim + self.rope_dim), self.heads * sum(rows)
         if self.q_rank:
             yield Need(f"{name}.q_a_proj", "linear", (self.q_rank, inputs), bias=self.bias)
         else:
@@ -114,7 +118,7 @@ class LatentConfig:
             yield Need(f"{name}.q_a_layernorm", "norm", (self.q_rank,))
             yield Need(f"{name}.q_b_proj", "linear", (queries, self.q_rank))
         yield Need(f"{name}.kv_a_layernorm", "norm", (self.kv_rank,))
-        yield Need(f"{name}.kv_b_proj", "linear", (keys_values, self.kv_rank))
+        yield Need(f"{name}.kv_b_proj", "linear", (keys_values, self.kv_rank), heads=rows)
         yield Need(f"{name}.o_proj", "linear", (hidden, self.heads * self.value_dim), bias=self.bias)
 
     def make(self, name: str, norm: tuple[float, float], params: Mapping[str, Any], ops: Ops) -> LatentAttention:
@@ -124,11 +128,10 @@ class LatentConfig:
         def normed(module: str) -> Any:
             return ops.norm(param(module), self.norm_eps, 0.0)
 
-        spec = AttentionSpec(self.heads, self.heads, self.head_dim, self.rope, self.scale, value_dim=self.value_dim)
+        width = self.kv_rank + self.rope_dim
+        spec = AttentionSpec(self.heads, 1, width, self.rope, self.scale, value_dim=self.kv_rank)
         return LatentAttention(
             spec,
-            self.kv_rank,
-            self.rope_dim,
             param("q_a_proj" if self.q_rank else "q_proj"),
             (normed("q_a_layernorm"), param("q_b_proj")) if self.q_rank else None,
             param("kv_a_proj_with_mqa"),
@@ -138,7 +141,8 @@ class LatentConfig:
         )
 
     def cache_layer(self, dtype: CacheDtype) -> CacheLayer:
-        return CacheLayer(self.kv_heads, self.head_dim, dtype, value_width=self.value_dim)
+        width = self.kv_rank + self.rope_dim
+        return CacheLayer(1, width, dtype, kind="latent", value_width=self.kv_rank)
 
 
 AnyAttention = AttentionConfig | LatentConfig

@@ -116,8 +116,9 @@ def _attention(config: Config) -> LatentConfig:
     heads = size(config, "num_attention_heads")
     config.expect("num_key_value_heads", heads)
     plain, turned = size(config, "qk_nope_head_dim"), size(config, "qk_rope_head_dim")
-    if plain + turned > MAX_HEAD_DIM:
-        raise unsupported(config, "qk_nope_head_dim", f"makes heads of {plain + turned}, more than {MAX_HEAD_DIM}")
+    rank = size(config, "kv_lora_rank")
+    if rank + turned > MAX_HEAD_DIM:
+        raise unsupported(config, "kv_lora_rank", f"makes keys of {rank + turned} numbers, more than {MAX_HEAD_DIM}")
     config.expect("qk_head_dim", plain + turned)
     config.ignore("head_dim")  # transformers writes the rotated part's
     q_rank = size(config, "q_lora_rank") if "q_lora_rank" in config else 0
@@ -126,10 +127,10 @@ def _attention(config: Config) -> LatentConfig:
         heads,
         plain,
         turned,
-        size(config, "v_head_dim", most=MAX_HEAD_DIM),
-        size(config, "kv_lora_rank"),
+        size(config, "v_head_dim"),
+        rank,
         q_rank,
-        replace(rotation, begin=plain, interleaved=config.get("rope_interleave", bool, True)),
+        replace(rotation, begin=rank, interleaved=config.get("rope_interleave", bool, True)),
         score_factor(config) / (plain + turned) ** 0.5,
         bias=flag(config, "attention_bias"),
     )

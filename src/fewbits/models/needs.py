@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
+from fewbits.spec import HeadRows
+
 Bias = Literal["yes", "no", "optional"]
 
 
@@ -16,7 +18,8 @@ class Need(NamedTuple):
     that the model takes as it is, floats or `integers`; the plan shows it in the row of its `owner`, if it has one.
 
     Of experts: `in_turn`, the rows of gate and up are stored in turn, and are put one behind the other when they are
-    loaded; `transposed`, plain floats in one stack are stored [K, N].
+    loaded; `transposed`, plain floats in one stack are stored [K, N]. `heads`: of a product of latents, which runs
+    absorbed (`kernels/latent.py`).
     """
 
     name: str
@@ -30,3 +33,4 @@ class Need(NamedTuple):
     instead: str = ""
     in_turn: bool = False
     transposed: bool = False
+    heads: HeadRows | None = None

@@ -7,52 +7,63 @@ from typing import Any
 
 from fewbits.kernels import Param
 from fewbits.kernels.batch import LayerCache
-from fewbits.kernels.ops import AttentionSpec, Ops
+from fewbits.kernels.ops import AttentionSpec, Latents, Ops
 from fewbits.nn.linear import Linear
 
-FromLatent = tuple[Callable[[Any], Any], Param]  # the norm of a latent, and the product that takes it
+Norm = Callable[[Any], Any]
 
 
 class LatentAttention:
-    """The straight form: keys and values of every head are made of the latent once, when it is new, and cached.
+    """The absorbed form (`kernels/latent.py`): all heads look at the latents, one key of `spec.value_dim` numbers, and
+    behind them the rotated part, which is theirs alone.
 
-    `kv_latent` makes of x the latent [kv_rank] and behind it the part [rope_dim] that all heads' keys share; `kv` makes
-    of the latent each head's own part of its key, and behind it its value. `query` makes the queries, or with
-    `from_query` the latent that they are made of.
+    `kv_latent` makes of x both parts. `query` makes the queries, or with `from_query`, a norm and a product, the latent
+    that they are made of.
     """
 
-    __slots__ = ("_attention", "_kv", "_kv_norm", "_latents", "_ops", "_output", "_queries", "_rank", "_rope", "_spec")
+    __slots__ = (
+        "_attention",
+        "_heads",
+        "_into",
+        "_kv_norm",
+        "_of",
+        "_ops",
+        "_output",
+        "_query",
+        "_rank",
+        "_taken",
+        "_x",
+    )
 
     def __init__(
         self,
         spec: AttentionSpec,
-        kv_rank: int,
-        rope_dim: int,
         query: Param,
-        from_query: FromLatent | None,
+        from_query: tuple[Norm, Param] | None,
         kv_latent: Param,
-        kv: FromLatent,
+        kv: tuple[Norm, Latents],
         output: Param,
         ops: Ops,
     ) -> None:
-        self._spec, self._rank, self._rope, self._ops = spec, kv_rank, rope_dim, ops
-        self._latents = Linear(query, kv_latent)
-        self._queries = None if from_query is None else (from_query[0], Linear(from_query[1]))
-        self._kv_norm, self._kv = kv[0], Linear(kv[1])
+        self._ops, self._heads, self._rank = ops, spec.heads, spec.value_dim
+        self._x = Linear(query, kv_latent)
+        self._query = None if from_query is None else (from_query[0], Linear(from_query[1]))
+        self._kv_norm, latents = kv
+        self._taken = latents.taken
+        self._into, self._of = latents.bind()
         self._attention = ops.attention(spec)
         self._output = Linear(output)
 
     def __call__(self, x: Any, residual: Any, step: Any, cache: LayerCache) -> None:
-        """residual += attention(x), in place. Appends the batch's keys and values to the cache."""
-        ops, heads = self._ops, self._spec.heads
-        own, value = self._spec.head_dim - self._rope, self._spec.value_dim
-        q, latent = self._latents(x)
-        if self._queries is not None:
-            norm, product = self._queries
+        """residual += attention(x), in place. Appends the batch's latents to the cache."""
+        ops, heads, rank = self._ops, self._heads, self._rank
+        q, made = self._x(x)
+        if self._query is not None:
+            norm, product = self._query
             (q,) = product(norm(q))
-        (kv,) = self._kv(self._kv_norm(ops.cut(latent, 0, self._rank)))
-        shared = ops.cut(latent, self._rank, self._rank + self._rope)
-        k = ops.with_shared(ops.cut(kv, 0, own, heads), shared, heads)
-        v = ops.cut(kv, own, own + value, heads)
-        self._attention.rope_and_append(q, k, v, step, cache)
-        self._output.add_to(self._attention.attend(q, step, cache), residual)
+        latent = self._taken(self._kv_norm(ops.cut(made, 0, rank)))
+        turned = made.shape[1] - rank
+        own = q.shape[1] // heads - turned
+        q = ops.beside(self._into(ops.cut(q, 0, own, heads)), ops.cut(q, own, own + turned, heads), heads=heads)
+        self._attention.rope_and_append(q, ops.beside(latent, ops.cut(made, rank, rank + turned)), None, step, cache)
+        self._output.add_to(self._of(self._attention.attend(q, step, cache)), residual)

@@ -75,7 +75,7 @@ def choose_cache(
     for layer, config in enumerate(plan.model.layers):
         name = plan.model.attention_name(layer, stored)
         if not config.attention.stored_scales:
-            text = f"its scales are of latents, and keys and values of heads are cached; it stays {plan.cache_dtype}"
+            text = f"its scales may be of latents or of heads' keys and values; it stays {plan.cache_dtype}"
             warn("kv-scheme-unsupported", name, text)
         elif name in complete:
             plan.kv_scales[layer] = (complete[name].k, complete[name].v)

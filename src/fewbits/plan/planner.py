@@ -15,13 +15,13 @@ from fewbits.checkpoint.files import DTYPES, TensorInfo
 from fewbits.errors import FewbitsError, Notice
 from fewbits.formats import open_format
 from fewbits.formats.resolved import ModuleKind, Resolved, StoredModule
-from fewbits.kernels import Op, choose
+from fewbits.kernels import Op, choose, latent
 from fewbits.plan import kv_cache, stacks
 from fewbits.plan.activations import Activations, with_int8
 from fewbits.plan.modules import Modules, expert_parents, group, kind_of
 from fewbits.plan.rows import ExecutedAs, Execution, Family, LoadPlan, Need, Row
 from fewbits.plan.stacks import Stack
-from fewbits.spec import QuantSpec, dense, widened
+from fewbits.spec import HeadRows, QuantSpec, dense, widened
 
 _NO_USE = ("rotary_emb.inv_freq", ".masked_bias")  # stored by old writers, read by nobody
 _dtype_and_shape = itemgetter(0, 1)  # of a TensorInfo
@@ -153,8 +153,8 @@ class _Planner:
                 self._known[key] = _Known(resolved, dtype, execution)
         claimed, decided_by = resolved.claimed, resolved.decided_by
         row = Row(name, kind, resolved.shape, resolved.spec, dtype, claimed, decided_by, execution, name, resolved)
-        if need is not None and need.in_turn:
-            row = row._replace(in_turn=True)
+        if need is not None and (need.in_turn or need.heads is not None):
+            row = row._replace(in_turn=need.in_turn, heads=need.heads)
         self.plan.rows.append(row)
         if len(claimed) != len(stored):
             self.plan.leftover_tensors += [f"{name}.{suffix}" for suffix in stored if suffix not in claimed]
@@ -197,7 +197,23 @@ class _Planner:
         if problem is not None:
             self.errors.add(problem[0], name, problem[1])
             return Execution("refused", problem[1])
+        if need is not None and need.heads is not None:
+            return self._absorbed(name, resolved, need.heads)
         return self._choose(name, kind, resolved.shape, resolved.spec)
+
+    def _absorbed(self, name: str, resolved: Resolved, heads: HeadRows) -> Execution:
+        """Of a product of latents, which runs in halves, one of them transposed."""
+        spec, shape = resolved.spec.weight, resolved.shape
+        how = self._choose(name, "linear", shape, latent.runs_as(spec))
+        if how.kernel is None:
+            return how
+        how = replace(how, packed_bytes=latent.nbytes(how.kernel, spec, (shape[0], shape[1]), heads))
+        if not spec.quantized:
+            return how
+        text = "queries are multiplied by its transpose, where its scales lie across the sum; it runs as bfloat16"
+        if resolved.spec.act is not None:
+            text += ", and latents are quantized as its inputs are before they are cached"
+        return replace(how, executed_as="dequantized", reason=text)
 
     def _why_not(self, name: str) -> str:
         """Why a module that the model doesn't ask for isn't run."""

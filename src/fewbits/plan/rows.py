@@ -11,9 +11,9 @@ from fewbits.checkpoint import Checkpoint
 from fewbits.checkpoint.config import Config
 from fewbits.errors import FewbitsError, Notice, PlanError
 from fewbits.formats.resolved import Format, ModuleKind, Resolved
-from fewbits.kernels import Kernel
+from fewbits.kernels import Kernel, latent
 from fewbits.plan.stacks import Stack
-from fewbits.spec import ActSpec, QuantSpec, widened
+from fewbits.spec import ActSpec, HeadRows, QuantSpec, widened
 
 ExecutedAs = Literal["native", "reference", "dequantized", "refused", "not_run"]
 
@@ -43,6 +43,8 @@ class Need(Protocol):
     def in_turn(self) -> bool: ...
     @property
     def transposed(self) -> bool: ...
+    @property
+    def heads(self) -> HeadRows | None: ...
 
 
 class Family(Protocol):
@@ -74,7 +76,7 @@ class Row(NamedTuple):
 
     `stored` names the module whose tensors are decoded: another one for a tied head, or for one of stacked experts,
     of which this is number `expert`; "" for none. Its tensors are those of `suffixes`, and beside them the `others`, by
-    their whole names. `in_turn`: rows of gate and up come in turn, as `models.needs.Need` says.
+    their whole names. `in_turn`: rows of gate and up come in turn, and `heads`, as `models.needs.Need` says.
     """
 
     name: str
@@ -91,6 +93,7 @@ class Row(NamedTuple):
     stack: Stack | None = None
     expert: int = 0
     in_turn: bool = False
+    heads: HeadRows | None = None
 
     @property
     def tensors(self) -> tuple[str, ...]:
@@ -140,6 +143,8 @@ class Row(NamedTuple):
     @property
     def runs_as(self) -> QuantSpec:
         """The spec that its kernel was chosen for."""
+        if self.heads is not None:
+            return latent.runs_as(self.spec.weight)
         return widened(self.spec) if self.kind == "router" else self.spec
 
     @property

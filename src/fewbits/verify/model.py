@@ -30,7 +30,7 @@ from fewbits.load import Progress, kv_scales, load
 from fewbits.models.decoder import Decoder, DecoderConfig
 from fewbits.plan import LoadPlan, Row
 from fewbits.plan.activations import Activations
-from fewbits.verify.modules import ModuleChecks, Stopped
+from fewbits.verify.modules import Half, ModuleChecks, Stopped
 
 Array = NDArray[Any]
 
@@ -87,6 +87,8 @@ def reference_logits(planned: LoadPlan, checks: ModuleChecks) -> tuple[Array, li
     for row in checks.rows.values():
         if row.kind == "norm":
             params[row.name] = ops.named(row.name, checks.norm(row))
+        elif row.heads is not None:
+            params[row.name] = _Latents(checks, row)
         else:
             params[row.name] = (embedding if row.kind == "embedding" else linear, row)
     for name in planned.vectors:
@@ -149,17 +151,39 @@ def _products(checks: ModuleChecks, rows: Sequence[Row]) -> Callable[..., tuple[
     """A runner of projections that share x, as `Kernel.bind` makes it."""
 
     def run(x: Array, add_to: Array | None = None) -> tuple[Array, ...]:
-        if not np.isfinite(x).all():
-            raise checks.stop(rows[0].name, "its input holds NaN or infinities")
-        half = len(x) // 2
-        rounded = x[half:].astype(ml_dtypes.bfloat16).astype(np.float32)
-        outputs = checks.linears(rows, np.concatenate([x[:half], rounded]))
+        outputs = checks.linears(rows, _second_rounded(checks, rows[0], x))
         if add_to is None:
             return tuple(outputs)
         add_to += outputs[0]
         return (add_to,)
 
     return run
+
+
+class _Latents:
+    """A product of latents, as `kernels.ops.Latents`, by its definition. Tokens come twice, and the inputs of the
+    second are rounded to bfloat16; latents are an input of both halves, as they are of the whole product.
+    """
+
+    def __init__(self, checks: ModuleChecks, row: Row) -> None:
+        self._checks, self._row = checks, row
+
+    def taken(self, latents: Array) -> Array:
+        return self._checks.latents(self._row, _second_rounded(self._checks, self._row, latents))
+
+    def bind(self) -> tuple[Callable[[Array], Array], Callable[[Array], Array]]:
+        def run(half: Half) -> Callable[[Array], Array]:
+            return lambda x: self._checks.of_latents(self._row, half, _second_rounded(self._checks, self._row, x))
+
+        return run("keys"), run("values")
+
+
+def _second_rounded(checks: ModuleChecks, row: Row, x: Array) -> Array:
+    x = np.asarray(x)
+    if not np.isfinite(x).all():
+        raise checks.stop(row.name, "its input holds NaN or infinities")
+    half = len(x) // 2
+    return np.concatenate([x[:half], x[half:].astype(ml_dtypes.bfloat16).astype(np.float32)])
 
 
 class _WatchedOps(ReferenceOps):

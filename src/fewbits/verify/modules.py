@@ -5,15 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fewbits.checkpoint import TensorReader
 from fewbits.errors import CheckpointError, Notice
-from fewbits.kernels import Kernel, bind
+from fewbits.kernels import Kernel, bind, bind_apart
+from fewbits.kernels.latent import Halves, halves, quantized_latents
 from fewbits.kernels.reference.bound import product_parts, row_parts
+from fewbits.kernels.reference.linear import linear_exact
 from fewbits.kernels.reference.probes import probes
 from fewbits.load import Progress, decode, kernel_for, norm_vector, stored_bytes, vector
 from fewbits.plan import LoadPlan, Row
@@ -21,6 +23,8 @@ from fewbits.qweight import QLinear
 from fewbits.spec import QuantSpec
 
 Array = NDArray[Any]
+
+Half = Literal["keys", "values"]
 
 _ALONE = (slice(1, 2), slice(-1, None), slice(2, 5))  # rows that are computed again without the others
 
@@ -76,6 +80,15 @@ class _Worst:
         return f"is off by {self.error:.2g} of |x| |w| where rounding explains {self.bound:.2g}, for {label}"
 
 
+class _Halves(NamedTuple):
+    """A product of latents: as its halves run, and by its definition."""
+
+    row: Row
+    linear: QLinear
+    run_as: Halves
+    exact: Halves
+
+
 class ModuleChecks:
     """Checks modules when asked and keeps what was found. Each is read once."""
 
@@ -91,6 +104,7 @@ class ModuleChecks:
         self._read: set[str] = set()
         self._problems: dict[str, str] = {}
         self._compared: dict[str, tuple[Kernel, QuantSpec, _Worst]] = {}
+        self._latent: _Halves | None = None
 
     def fail(self, name: str, problem: str) -> None:
         """The first problem of a module is the one that counts."""
@@ -132,6 +146,11 @@ class ModuleChecks:
                     self.norm(row)
                 elif row.kind == "embedding":
                     self.embedding(row, np.empty(0, np.int64))
+                elif row.heads is not None:
+                    self.latents(row, np.empty((0, row.matrix[1]), np.float32))
+                    heads = self._heads(row)
+                    self.of_latents(row, "keys", np.empty((0, row.heads.keys * heads), np.float32))
+                    self.of_latents(row, "values", np.empty((0, row.matrix[1] * heads), np.float32))
                 elif row.kernel is not None:
                     self.linears([row], np.empty((0, row.matrix[1]), np.float32))
             except Stopped:
@@ -166,6 +185,45 @@ class ModuleChecks:
             if x.any() and not y.any():
                 self.fail(row.name, "its output is all zeros")
         return outputs
+
+    def latents(self, row: Row, latents: Array) -> Array:
+        """What a product of latents takes of them: float32 [T, rank], as its input is quantized. It is read here, and
+        its halves are good until the next one is.
+        """
+        [linear] = self._decode([row])
+        assert row.heads is not None
+        self._latent = _Halves(row, linear, halves(linear, row.heads), halves(linear, row.heads, exact=True))
+        return quantized_latents(linear)(latents)
+
+    def of_latents(self, row: Row, half: Half, x: Array) -> Array:
+        """One half of the product that `latents` has read, by its definition: x float32 [M, heads x K] → float32
+        [M, heads x N]. Compared are these products of the weights as they run, those of `probes`, and some rows alone.
+        """
+        if self._latent is None or self._latent.row is not row:
+            self.latents(row, np.empty((0, row.matrix[1]), np.float32))
+        assert self._latent is not None
+        run_as, exact = (getattr(one, half) for one in (self._latent.run_as, self._latent.exact))
+        kernel = kernel_for(row, self._latent.linear, only_reference=False, allow_reference=True)
+        K = run_as[0].weight.shape[1]
+        names, rest = probes(K)
+        labels = [f"the model's own token {token}" for token in range(len(x))] + names
+        inputs = np.concatenate([x, np.tile(rest, (1, len(run_as)))])
+        run = bind_apart([(kernel, kernel.pack(one)) for one in run_as])
+        got = run(inputs)
+        if any(not np.array_equal(got[some], run(inputs[some]), equal_nan=True) for some in _ALONE):
+            self.fail(row.name, "gives a row other numbers when it is alone")
+        parts = np.split(inputs, len(run_as), axis=1)
+        for ours, head, part in zip(np.split(got, len(run_as), axis=1), run_as, parts, strict=True):
+            self._product(row, head, kernel, np.ascontiguousarray(part), ours, labels)
+        outputs = [linear_exact(head, part[: len(x)]) for head, part in zip(exact, parts, strict=True)]
+        y = np.concatenate(outputs, axis=1).astype(np.float32)
+        if not np.isfinite(y).all():
+            raise self.stop(row.name, "its output holds NaN or infinities")
+        return y
+
+    def _heads(self, row: Row) -> int:
+        assert row.heads is not None
+        return row.matrix[0] // sum(row.heads)
 
     def _product(self, row: Row, linear: QLinear, kernel: Kernel, x: Array, got: Array, labels: Sequence[str]) -> Array:
         worst, numbers = _Worst(), np.arange(len(x))
@@ -236,7 +294,9 @@ class ModuleChecks:
         return linears
 
     def _judge(self, row: Row, linear: QLinear, kernel: Kernel, norms: Array, worst: _Worst, label: str) -> None:
-        self._compared[row.name] = (kernel, linear.spec, worst)
+        before = self._compared.get(row.name)  # of another head
+        if before is None or before[2].ratio < worst.ratio:
+            self._compared[row.name] = (kernel, row.spec if row.heads is not None else linear.spec, worst)
         finite = np.isfinite(norms)
         problem = worst.problem(label)
         if not finite.all():

@@ -174,7 +174,8 @@ def _fill(packed: Any, weight: QWeight, found: Container, rows: slice, row_sums:
         row_sums[rows] = values.sum(axis=1) / (weight.global_scale or 1.0)
 
 
-def bind(weights: Sequence[PackedLinear]) -> Any:
+def bind(weights: Sequence[PackedLinear], apart: bool = False) -> Any:
     from fewbits.kernels.cpu.runner import Runner
 
-    return Runner([packed.product() for packed in weights], [packed.weight.N for packed in weights])
+    widths = [packed.weight.N for packed in weights]
+    return Runner([packed.product() for packed in weights], [sum(widths)] if apart else widths, apart)

@@ -83,18 +83,21 @@ class Attention:
     def _of_cache(self, cache: LayerCache) -> tuple[Any, ...]:
         """The cache's part of both calls' arguments; made anew when the cache is another or has grown."""
         if cache is not self._cache or cache.generation != self._generation:
-            scales = (0 if scale is None else _address(scale) for scale in (cache.k_scale, cache.v_scale))
-            arrays = (_address(cache.keys), _address(cache.values))
+            values, v_scale = cache.values, cache.v_scale
+            if values is None:  # keys hold them
+                values, v_scale = cache.keys, cache.k_scale
+            scales = (0 if scale is None else _address(scale) for scale in (cache.k_scale, v_scale))
+            arrays = (_address(cache.keys), _address(values))
             self._arguments = (*arrays, cache.page_size, cache.dtype, *scales)
             self._cache, self._generation = cache, cache.generation
         return self._arguments
 
-    def rope_and_append(self, q: Array, k: Array, v: Array, step: Step, cache: LayerCache) -> None:
+    def rope_and_append(self, q: Array, k: Array, v: Array | None, step: Step, cache: LayerCache) -> None:
         cos, sin, _, _ = step.rotation(self._table)
         _rope_and_append(
             _address(q),
             _address(k),
-            _address(v),
+            0 if v is None else _address(v),
             step.T,
             *self._heads,
             *self._rotary,
@@ -172,13 +175,14 @@ class CpuOps:
     def computed(self, x: Array | Rows) -> Array:
         return np.asarray(x)
 
-    def beside(self, *parts: Array | Rows) -> Array:
-        joined = empty(parts[0].shape[0], sum(part.shape[1] for part in parts))
+    def beside(self, *parts: Array | Rows, heads: int = 1) -> Array:
+        T, widths = parts[0].shape[0], [part.shape[1] // heads for part in parts]
+        joined = empty(T, heads * sum(widths))
+        of_heads = joined.reshape(T, heads, sum(widths))
         begin = 0
-        for part in parts:
-            end = begin + part.shape[1]
-            joined[:, begin:end] = part
-            begin = end
+        for part, width in zip(parts, widths, strict=True):
+            of_heads[:, :, begin : begin + width] = np.asarray(part).reshape(T, heads, width)
+            begin += width
         return joined
 
     def begin(self, batch: Batch) -> Step:
@@ -195,15 +199,6 @@ class CpuOps:
         T, width = x.shape
         out = empty(T, heads * (end - begin))
         out.reshape(T, heads, end - begin)[:] = x.reshape(T, heads, width // heads)[:, :, begin:end]
-        return out
-
-    def with_shared(self, x: Array, shared: Array, heads: int) -> Array:
-        T, width = x.shape
-        own, more = width // heads, shared.shape[1]
-        out = empty(T, width + heads * more)
-        parts = out.reshape(T, heads, own + more)
-        parts[:, :, :own] = x.reshape(T, heads, own)
-        parts[:, :, own:] = shared[:, np.newaxis]
         return out
 
     def argmax(self, logits: Array) -> Array:

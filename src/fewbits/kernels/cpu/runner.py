@@ -18,8 +18,8 @@ class Runner:
 
     __slots__ = ("_K", "_N", "_gemm")
 
-    def __init__(self, products: Sequence[Any], N: Sequence[int]) -> None:
-        self._gemm = _native.Gemm(products)
+    def __init__(self, products: Sequence[Any], N: Sequence[int], apart: bool) -> None:
+        self._gemm = _native.Gemm(products, apart)
         self._K = self._gemm.K
         self._N = tuple(N)
 

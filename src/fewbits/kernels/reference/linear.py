@@ -108,7 +108,7 @@ class Runner:
         for packed in self._weights:
             key = (packed.act, packed.statics)
             if key not in inputs:
-                inputs[key] = _input(x, packed)
+                inputs[key] = input_of(x, *key)
             y = np.empty((len(x), len(packed.weight)), np.float32)
             with np.errstate(over="ignore", invalid="ignore"):  # infinite weights: the logits say so
                 for row, y_row in zip(inputs[key], y, strict=True):
@@ -123,11 +123,22 @@ class Runner:
         return tuple(results)
 
 
-def _input(x: Array, packed: PackedLinear) -> Array:
-    if packed.act is None:
-        return x
-    return quantize(x, packed.act, packed.statics).values().astype(np.float32)
+def input_of(x: Array, act: ActSpec | None, statics: Statics) -> Array:
+    """x float32 [M, K] as a product takes it, float32: quantized and back, or as it is."""
+    return x if act is None else quantize(x, act, statics).values().astype(np.float32)
 
 
-def bind(weights: Sequence[PackedLinear]) -> Runner:
-    return Runner(weights)
+class Apart:
+    """Each weight with its own part of a row of x, and of y."""
+
+    def __init__(self, weights: Sequence[PackedLinear]) -> None:
+        self._runs = [Runner([packed]) for packed in weights]
+        self._borders = np.cumsum([packed.weight.shape[1] for packed in weights])[:-1]
+
+    def __call__(self, x: Array) -> tuple[Array]:
+        parts = np.split(np.asarray(x), self._borders, axis=1)
+        return (np.concatenate([run(part)[0] for run, part in zip(self._runs, parts, strict=True)], axis=1),)
+
+
+def bind(weights: Sequence[PackedLinear], apart: bool = False) -> Runner | Apart:
+    return Apart(weights) if apart else Runner(weights)

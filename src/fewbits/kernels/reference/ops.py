@@ -65,12 +65,14 @@ class Attention:
         self.spec = spec
         self._table = table
 
-    def rope_and_append(self, q: Array, k: Array, v: Array, step: Step, cache: LayerCache) -> None:
+    def rope_and_append(self, q: Array, k: Array, v: Array | None, step: Step, cache: LayerCache) -> None:
         spec = self.spec
         q[:] = self._rotated(q, spec.heads, spec.q_norm, step).reshape(q.shape)
         keys = self._rotated(k, spec.kv_heads, spec.k_norm, step).astype(np.float32)
         page, row = np.divmod(step.batch.slots, cache.page_size)
         for x, array, scale in ((keys, cache.keys, cache.k_scale), (v, cache.values, cache.v_scale)):
+            if x is None or array is None:  # keys hold the values
+                continue
             entries = x.reshape(len(x), spec.kv_heads, array.shape[3])
             if cache.dtype == "int8":
                 assert scale is not None
@@ -94,7 +96,10 @@ class Attention:
             length = int(batch.kv_len[sequence])
             pages = batch.block_table[sequence, : -(-length // cache.page_size)]
             keys = _gathered(cache.keys, pages, length, cache, cache.k_scale)
-            values = _gathered(cache.values, pages, length, cache, cache.v_scale)
+            if cache.values is None:
+                values = keys[:, :, : spec.value_dim]
+            else:
+                values = _gathered(cache.values, pages, length, cache, cache.v_scale)
             # Where the batch's own entries stand, their positions may differ from their numbers (draft
             # trees).
             positions = np.arange(length)
@@ -256,8 +261,10 @@ class ReferenceOps:
     def computed(self, x: Array) -> Array:
         return x
 
-    def beside(self, *parts: Array) -> Array:
-        return np.concatenate(parts, axis=1)
+    def beside(self, *parts: Array, heads: int = 1) -> Array:
+        T = len(parts[0])
+        of_heads = [part.reshape(T, heads, part.shape[1] // heads) for part in parts]
+        return np.concatenate(of_heads, axis=2).reshape(T, sum(part.shape[1] for part in parts))
 
     def begin(self, batch: Batch) -> Step:
         return Step(batch)
@@ -272,11 +279,6 @@ class ReferenceOps:
     def cut(self, x: Array, begin: int, end: int, heads: int = 1) -> Array:
         parts = x.reshape(len(x), heads, x.shape[1] // heads)[:, :, begin:end]
         return parts.reshape(len(x), heads * (end - begin)).copy()
-
-    def with_shared(self, x: Array, shared: Array, heads: int) -> Array:
-        parts = x.reshape(len(x), heads, x.shape[1] // heads)
-        repeated = np.repeat(shared[:, np.newaxis], heads, axis=1)
-        return np.concatenate((parts, repeated), axis=2).reshape(len(x), x.shape[1] + heads * shared.shape[1])
 
     def argmax(self, logits: Array) -> Array:
         found: Array = logits.argmax(axis=1)
