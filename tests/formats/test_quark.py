@@ -19,6 +19,7 @@ from safetensors.numpy import load_file
 from step3p5_reference import Step
 
 import fewbits
+from fewbits import _native
 from fewbits.engine.kvcache import KVCache, Part
 from fewbits.errors import FewbitsError
 from fewbits.kernels.reference.ops import ReferenceOps
@@ -98,9 +99,15 @@ def test_native_logits_are_the_references(name: str) -> None:
     native = fewbits.LLM(EXPORTS / name).logits(ids)
     loaded = load(EXPORTS / name, allow_reference=True, ops=ReferenceOps())
     expected = reference_logits(loaded, ids)
-    # An input's code may fall on the other side of a border: of 4 bits that is a large step.
-    coarse = any(row.spec.act is not None and row.spec.act.bits == 4 for row in loaded.plan.rows)
-    assert np.linalg.norm(native - expected) < (0.2 if coarse else 0.05) * np.linalg.norm(expected)
+    # An input's code may fall on the other side of a border: of 4 bits that is a large step, and one of FP8 an eighth
+    # of the number. Attention that rounds to bfloat16 moves a code in 30; the other tiers are at 2e-7 with FP8.
+    acts = [row.spec.act for row in loaded.plan.rows if row.spec.act is not None]
+    allowed = 0.05
+    if any(act.bits == 4 for act in acts):
+        allowed = 0.2
+    elif any(act.kind == "float" and act.bits == 8 for act in acts):
+        allowed = 0.1 if _native.tier() == "avx512_bf16" else 1e-3
+    assert np.linalg.norm(native - expected) < allowed * np.linalg.norm(expected)
 
 
 def reference_logits(loaded: Any, ids: list[int]) -> np.ndarray:

@@ -19,6 +19,7 @@ SPECS: dict[str, tuple[WeightSpec, ActSpec | None]] = {
     "f16": (dense("float16"), None),
     "int4 asym": (integers(4, GROUP, asymmetric=True), None),
     "int8 token": (integers(8, (1, 0)), int8("token")),
+    "fp8 tensor": (floats(4, 3, TENSOR, "float32"), float_act(4, 3, "token")),
     "int8 static": (integers(8, TENSOR), int8("tensor", dynamic=False)),
     "fp8 blocks": (floats(4, 3, (24, 32), "float32"), float_act(4, 3, "group", group_size=32)),
     "fp4": (floats(2, 1, (1, 16), "float8_e4m3fn", global_scale=True), None),
@@ -57,6 +58,14 @@ def test_scores_and_values_are_those_of_keys_and_values(name: str) -> None:
         allowed = 1e-5 if kernel.reference else 2.0**-7
         assert np.linalg.norm(ours - theirs) < allowed * np.linalg.norm(theirs)
         assert np.linalg.norm(got - mixed) < allowed * np.linalg.norm(mixed)
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_what_one_scale_holds_for_stays_quantized(name: str) -> None:
+    """The rest has scales across the sum of the transposed product, or codes of less than a byte."""
+    spec = SPECS[name][0]
+    kept = not spec.quantized or name in ("fp8 tensor", "int8 static")
+    assert latent.runs_as(spec).weight == (spec if kept else dense("bfloat16")) and latent.runs_as(spec).act is None
 
 
 @pytest.mark.parametrize("name", SPECS)

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 
 from fewbits.checkpoint.config import Config
 from fewbits.engine.kvcache import KVCache
-from fewbits.kernels import KERNELS, Kernel
+from fewbits.kernels import KERNELS, Kernel, latent
 from fewbits.kernels.cpu.ops import CpuOps
 from fewbits.kernels.reference.ops import ReferenceOps
 from fewbits.models import family_for
@@ -56,8 +56,8 @@ def param(need: Need, tensors: dict[str, np.ndarray], backend: str, ops: Any) ->
     bias = tensors.get(f"{name}.bias")
     assert (bias is not None) == (need.bias == "yes"), need
     row = kernel(backend, "embedding" if need.kind == "embedding" else "linear")
-    spec = dense(dtype)
-    return row, row.pack(QLinear(QWeight(spec, need.shape, codes), bias=bias))
+    linear = QLinear(QWeight(dense(dtype), need.shape, codes), bias=bias)
+    return latent.pack(linear, need.heads, row) if need.heads is not None else (row, row.pack(linear))
 
 
 @pytest.fixture(params=["reference", "cpu"])

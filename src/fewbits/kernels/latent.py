@@ -22,7 +22,7 @@ from fewbits.kernels import Kernel, Param, bind_apart
 from fewbits.kernels.reference import linear as reference
 from fewbits.kernels.tasks import Run, at_once
 from fewbits.qweight import QLinear, QWeight
-from fewbits.spec import HeadRows, QuantSpec, WeightSpec, dense
+from fewbits.spec import WHOLE, HeadRows, QuantSpec, WeightSpec, dense
 
 Array = NDArray[Any]
 
@@ -35,8 +35,11 @@ class Halves(NamedTuple):
 
 
 def runs_as(spec: WeightSpec) -> QuantSpec:
-    """What the halves are: as stored where that can be transposed, else dequantized."""
-    return QuantSpec(dense("bfloat16") if spec.quantized else spec)
+    """What the halves are: as stored where that can be transposed, which takes codes of a byte and one scale for all of
+    them; else dequantized.
+    """
+    whole = spec.block == (WHOLE, WHOLE) and spec.bits == 8 and spec.zero_point == "none" and not spec.act_order
+    return QuantSpec(spec if whole or not spec.quantized else dense("bfloat16"))
 
 
 def nbytes(kernel: Kernel, spec: WeightSpec, shape: tuple[int, int], rows: HeadRows) -> int:
@@ -49,22 +52,22 @@ def nbytes(kernel: Kernel, spec: WeightSpec, shape: tuple[int, int], rows: HeadR
 def halves(linear: QLinear, rows: HeadRows, exact: bool = False) -> Halves:
     """In the spec of `runs_as`, or with `exact` in float64. Codes of `linear` are an array."""
     weight = linear.weight
-    codes, spec = weight.codes, weight.spec
     if exact:
-        codes, spec = weight.dequantize(), dense("float64")
-    elif spec.quantized:
-        codes, spec = weight.dequantize().astype(ml_dtypes.bfloat16).view(np.uint16), dense("bfloat16")
+        weight = QWeight(dense("float64"), weight.shape, weight.dequantize())
+    elif runs_as(weight.spec).weight != weight.spec:
+        codes = weight.dequantize().astype(ml_dtypes.bfloat16).view(np.uint16)
+        weight = QWeight(dense("bfloat16"), weight.shape, codes)
+
+    def part(codes: Array, bias: Array | None = None) -> QLinear:
+        shape = (codes.shape[0], codes.shape[1])
+        return QLinear(replace(weight, shape=shape, codes=np.ascontiguousarray(codes)), bias=bias)
+
     keys, values = [], []
-    for begin in range(0, len(codes), rows.keys + rows.values):
-        middle, end = begin + rows.keys, begin + rows.keys + rows.values
-        keys.append(_dense(np.ascontiguousarray(codes[begin:middle].T), spec))
-        bias = None if linear.bias is None else linear.bias[middle:end]
-        values.append(replace(_dense(np.ascontiguousarray(codes[middle:end]), spec), bias=bias))
+    for begin in range(0, weight.shape[0], sum(rows)):
+        middle, end = begin + rows.keys, begin + sum(rows)
+        keys.append(part(weight.codes[begin:middle].T))
+        values.append(part(weight.codes[middle:end], None if linear.bias is None else linear.bias[middle:end]))
     return Halves(keys, values)
-
-
-def _dense(codes: Array, spec: WeightSpec) -> QLinear:
-    return QLinear(QWeight(spec, (codes.shape[0], codes.shape[1]), codes))
 
 
 def quantized_latents(linear: QLinear) -> Callable[[Array], Array]:

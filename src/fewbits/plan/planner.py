@@ -208,7 +208,7 @@ class _Planner:
         if how.kernel is None:
             return how
         how = replace(how, packed_bytes=latent.nbytes(how.kernel, spec, (shape[0], shape[1]), heads))
-        if not spec.quantized:
+        if latent.runs_as(spec).weight == spec:
             return how
         text = "queries are multiplied by its transpose, where its scales lie across the sum; it runs as bfloat16"
         if resolved.spec.act is not None:
