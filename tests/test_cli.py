@@ -185,7 +185,7 @@ def test_inspect_prints_the_object_even_with_errors(tmp_path: Path) -> None:
     assert found["schema"] == 1 and len(found["errors"]) == 1
 
 
-def test_inspect_shows_a_drafter_beside_its_target(tmp_path: Path) -> None:
+def test_inspect_shows_a_drafter_beside_its_target() -> None:
     shown = fewbits("inspect", MODEL, "--draft", DRAFTER)
     assert shown.returncode == 0
     target, draft = shown.stdout.split("\ndrafter:\n")

@@ -18,7 +18,7 @@ struct Gemm::Part {
   int64_t y_begin, y_width;  // where its part of a row of y begins, and numbers in such a row
 };
 
-Gemm::Gemm(std::vector<std::shared_ptr<const Product>> products, Parts parts) : how_(parts) {
+Gemm::Gemm(std::vector<std::shared_ptr<const Product>> products, Parts parts) {
   if (products.empty()) throw std::invalid_argument("a product needs at least one weight");
   const bool apart = parts == Parts::apart;
   int64_t width = 0;
@@ -47,7 +47,7 @@ Gemm::Gemm(std::vector<std::shared_ptr<const Product>> products, Parts parts) : 
 Gemm::~Gemm() = default;
 Gemm::Gemm(Gemm&&) noexcept = default;
 
-size_t Gemm::size() const { return how_ == Parts::apart ? 1 : parts_.size(); }
+size_t Gemm::size() const { return parts_.back().output + 1; }
 
 // Up to kMaxRows rows of x and y.
 struct Gemm::Pass {
@@ -63,9 +63,8 @@ struct Gemm::Pass {
     for (int64_t m = begin; m < end; ++m) {
       const float* const x = row_of(pass.x, pass.gemm->k_, pass.row_begin + m);
       for (size_t i = 0; i < pass.forms.size(); ++i) {
-        // Where rows are apart, each product has a form of its own.
-        const int64_t begin = pass.gemm->how_ == Parts::apart ? pass.gemm->parts_[i].x_begin : 0;
-        pass.forms[i].set(m, x + begin);
+        // Parts that are apart have a form each, the others begin at 0.
+        pass.forms[i].set(m, x + pass.gemm->parts_[i].x_begin);
       }
     }
   }

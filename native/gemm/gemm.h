@@ -115,7 +115,6 @@ class Gemm {
   struct Part;
   struct Pass;
 
-  Parts how_;
   int64_t k_ = 0;
   int64_t panels_ = 0;
   std::vector<Part> parts_;

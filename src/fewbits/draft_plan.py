@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -61,7 +61,7 @@ def _read_states(found: DraftPlan, target: LoadPlan, config: Eagle3Config, bound
         ("target_hidden_size", config.target_hidden, model.hidden),
     ):
         if own != its:
-            raise PlanError("draft-mismatch", f"{key} is {own}, and the target's {its}", source=f"config.json, {key}")
+            raise PlanError("draft-mismatch", f"{key} is {own}, and the target's {its} (config.json)")
     rows = {row.name: row for row in found.plan.rows}
     fc = Names(rows).fc
     width, layers = rows[fc].shape[1], len(model.layers)
@@ -83,28 +83,22 @@ def _share(found: DraftPlan, target: LoadPlan, config: Eagle3Config) -> None:
     assert planned.checkpoint is not None and target.checkpoint is not None
     rows, its_rows = ({row.name: row for row in one.rows} for one in (planned, target))
     names = Names(rows)
-    shared: dict[str, str] = {}
+    readable = not (planned.checkpoint.header_only or target.checkpoint.header_only)
     with planned.checkpoint.reader() as own, target.checkpoint.reader() as theirs:
-        readable = not (planned.checkpoint.header_only or target.checkpoint.header_only)
         for part, name, its_name in (
             ("embedding", names.embedding, "model.embed_tokens"),
             ("head", names.head, "lm_head"),
         ):
             row = rows[name]
-            why = None if row.runs else ABSENT
-            if row.runs and readable and _equal(row, own, its_rows[its_name], theirs):
-                why = EQUAL
-                shared[row.name] = f"the target's takes its place: {EQUAL}"
-            if why is not None and config.hidden != target.model.hidden:
-                text = f"isn't stored, and the target's is {target.model.hidden} wide, the drafter {config.hidden}"
-                raise PlanError("draft-mismatch", text, module=row.name)
-            if why is not None:
-                found.of_target[part] = why
-    planned.rows = [_left_out(row, shared) for row in planned.rows]
-
-
-def _left_out(row: Row, shared: Mapping[str, str]) -> Row:
-    return row._replace(execution=Execution("not_run", shared[row.name])) if row.name in shared else row
+            if not row.runs:
+                if config.hidden != target.model.hidden:
+                    text = f"isn't stored, and the target's is {target.model.hidden} wide, the drafter {config.hidden}"
+                    raise PlanError("draft-mismatch", text, module=name)
+                found.of_target[part] = ABSENT
+            elif readable and _equal(row, own, its_rows[its_name], theirs):
+                found.of_target[part] = EQUAL
+                rows[name] = row._replace(execution=Execution("not_run", f"the target's takes its place: {EQUAL}"))
+    planned.rows = list(rows.values())
 
 
 def _equal(row: Row, own: TensorReader, its: Row, theirs: TensorReader) -> bool:

@@ -66,7 +66,7 @@ def test_passes_leave_the_cache_as_it_was(llm: LLM) -> None:
         assert [passes.cache.length(sequence) for sequence in range(2)] == [CONTEXT, CONTEXT]
 
 
-LATENTS = "norm, q, kv from latents"
+LATENTS = "norm, q_b, kv_b"
 
 
 def test_the_profile_names_every_operation_and_adds_up(llm: LLM) -> None:

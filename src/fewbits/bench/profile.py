@@ -36,7 +36,7 @@ from fewbits.models.decoder import Decoder, Output
 OPERATIONS = {
     "embedding": ("embed_tokens",),
     "norm, qkv": ("q_proj", "k_proj", "v_proj", "g_proj", "q_a_proj", "kv_a_proj_with_mqa"),
-    "norm, q, kv from latents": ("q_b_proj", "kv_b_proj"),
+    "norm, q_b, kv_b": ("q_b_proj", "kv_b_proj"),
     "rope, append": (),
     "attend": (),
     "o": ("o_proj",),
