@@ -21,8 +21,9 @@ using Clock = std::chrono::steady_clock;
 // than that.
 constexpr auto kSpinTime = std::chrono::microseconds(50);
 
-// Several chunks per thread, so that a thread that is slowed down doesn't hold up the rest.
-constexpr int64_t kChunksPerThread = 8;
+// Of what is left of its part a thread takes this share at once: chunks are few, and the last ones
+// small, so that a thread that is slowed down doesn't hold up the rest.
+constexpr uint32_t kChunksLeft = 4;
 
 void relax() {
 #if defined(__x86_64__)
@@ -44,11 +45,52 @@ bool spin_until(Done done) {
   }
 }
 
-// The caller opens the gate, workers that are awake join, and the caller closes it when no chunk is
-// left: it waits for those who joined and never for a worker that still sleeps.
+// Some of a stage's indices, the whole of it one atomic word: begin, and above it end.
+class Range {
+ public:
+  void set(uint32_t begin, uint32_t end) {
+    word_.store(pack(begin, end), std::memory_order_relaxed);
+  }
+
+  bool take_front(uint32_t* begin, uint32_t* end) {
+    return take([&](uint32_t first, uint32_t last) {
+      *begin = first;
+      *end = first + std::max(1u, (last - first) / kChunksLeft);
+      return pack(*end, last);
+    });
+  }
+
+  bool take_back_half(uint32_t* begin, uint32_t* end) {
+    return take([&](uint32_t first, uint32_t last) {
+      *begin = first + (last - first) / 2;
+      *end = last;
+      return pack(first, *begin);
+    });
+  }
+
+ private:
+  static uint64_t pack(uint64_t begin, uint64_t end) { return end << 32 | begin; }
+
+  template <typename Rest>
+  bool take(Rest rest) {
+    uint64_t word = word_.load(std::memory_order_relaxed);
+    for (;;) {
+      const auto begin = static_cast<uint32_t>(word), end = static_cast<uint32_t>(word >> 32);
+      if (begin >= end) return false;
+      if (word_.compare_exchange_weak(word, rest(begin, end), std::memory_order_relaxed)) {
+        return true;
+      }
+    }
+  }
+
+  std::atomic<uint64_t> word_{0};
+};
+
+// The caller opens the gate, workers that are awake join, and the caller closes it when nothing is
+// left to take: it waits for those who joined and never for a worker that still sleeps.
 class Pool {
  public:
-  explicit Pool(int threads) : threads_(threads), parts_(threads) {
+  explicit Pool(int threads) : threads_(threads), parts_(kMaxStages * threads) {
     // Signals belong to the program's own threads: Python's main thread must see Ctrl-C.
     sigset_t all, before;
     sigfillset(&all);
@@ -63,17 +105,21 @@ class Pool {
     for (auto& worker : workers_) worker.join();
   }
 
-  void run(int64_t count, void (*fn)(void*, int64_t, int64_t), void* context) {
-    fn_ = fn;
+  void run(const Stage* stages, int count, void* context) {
+    stages_ = stages;
+    stage_count_ = count;
     context_ = context;
-    chunk_ = std::max<int64_t>(1, count / (threads_ * kChunksPerThread));
-    for (int i = 0; i < threads_; ++i) {
-      parts_[i].next.store(count * i / threads_, std::memory_order_relaxed);
-      parts_[i].end = count * (i + 1) / threads_;
+    for (int s = 0; s < count; ++s) {
+      done_[s].store(0, std::memory_order_relaxed);
+      for (int i = 0; i < threads_; ++i) {
+        const int64_t size = stages[s].count;
+        part(s, i).set(static_cast<uint32_t>(size * i / threads_),
+                       static_cast<uint32_t>(size * (i + 1) / threads_));
+      }
     }
     gate_.store(kOpen, std::memory_order_release);
     announce();
-    take_chunks(0);
+    work(0);
     gate_.fetch_and(~kOpen, std::memory_order_acq_rel);
     const auto closed = [this] { return gate_.load(std::memory_order_acquire) == 0; };
     if (spin_until(closed)) return;
@@ -83,28 +129,43 @@ class Pool {
   }
 
  private:
-  // Of the work. Neighbours stay with one thread, so that it reads memory in order.
+  // Neighbours stay with one thread, so that it reads memory in order.
   struct alignas(64) Part {
-    std::atomic<int64_t> next{0};
-    int64_t end = 0;
+    Range range;
   };
 
   static constexpr uint32_t kOpen = 1u << 31;  // the other bits of gate_ count the workers inside
+
+  Range& part(int stage, int thread) { return parts_[stage * threads_ + thread].range; }
 
   void announce() {
     epoch_.fetch_add(1, std::memory_order_release);
     epoch_.notify_all();
   }
 
-  // A thread's own part first, then what others have left of theirs.
-  void take_chunks(int thread) {
-    for (int i = 0; i < threads_; ++i) {
-      Part& part = parts_[(thread + i) % threads_];
-      for (;;) {
-        const int64_t begin = part.next.fetch_add(chunk_, std::memory_order_relaxed);
-        if (begin >= part.end) break;
-        fn_(context_, begin, std::min(begin + chunk_, part.end));
+  // What a thread does next of a stage: some of its own part, or of what it takes over from
+  // another.
+  bool take(int stage, int thread, uint32_t* begin, uint32_t* end) {
+    Range& own = part(stage, thread);
+    while (!own.take_front(begin, end)) {
+      int i = 1;
+      while (i < threads_ && !part(stage, (thread + i) % threads_).take_back_half(begin, end)) ++i;
+      if (i == threads_) return false;
+      own.set(*begin, *end);
+    }
+    return true;
+  }
+
+  void work(int thread) {
+    for (int s = 0; s < stage_count_; ++s) {
+      const Stage& stage = stages_[s];
+      for (uint32_t begin, end; take(s, thread, &begin, &end);) {
+        stage.fn(context_, begin, end);
+        done_[s].fetch_add(end - begin, std::memory_order_release);
       }
+      if (s + 1 == stage_count_) break;  // the gate waits for all
+      const auto done = [&] { return done_[s].load(std::memory_order_acquire) == stage.count; };
+      while (!spin_until(done)) std::this_thread::yield();
     }
   }
 
@@ -118,7 +179,7 @@ class Pool {
       uint32_t gate = gate_.load(std::memory_order_relaxed);
       while (gate & kOpen) {
         if (!gate_.compare_exchange_weak(gate, gate + 1, std::memory_order_acq_rel)) continue;
-        take_chunks(thread);
+        work(thread);
         if (gate_.fetch_sub(1, std::memory_order_acq_rel) == 1) gate_.notify_one();
         break;
       }
@@ -126,10 +187,11 @@ class Pool {
   }
 
   const int threads_;
-  void (*fn_)(void*, int64_t, int64_t) = nullptr;
+  const Stage* stages_ = nullptr;
+  int stage_count_ = 0;
   void* context_ = nullptr;
-  int64_t chunk_ = 1;
-  std::vector<Part> parts_;
+  std::vector<Part> parts_;  // [stages][threads]
+  alignas(64) std::atomic<int64_t> done_[kMaxStages] = {};
   alignas(64) std::atomic<uint32_t> gate_{0};
   alignas(64) std::atomic<uint32_t> epoch_{0};
   std::atomic<bool> stopping_{false};
@@ -182,22 +244,27 @@ void set_thread_count(int count) {
   s.pool.reset();
 }
 
-void parallel_for(int64_t count, void (*fn)(void* context, int64_t begin, int64_t end),
-                  void* context) {
-  if (count <= 0) return;
+void parallel_stages(const Stage* stages, int count, void* context) {
   State& s = state();
-  if (count == 1 || s.threads.load(std::memory_order_relaxed) == 1) {
-    fn(context, 0, count);
-    return;
-  }
+  const auto alone = [&] {
+    for (int i = 0; i < count; ++i) {
+      if (stages[i].count > 0) stages[i].fn(context, 0, stages[i].count);
+    }
+  };
+  const bool small =
+      std::all_of(stages, stages + count, [](const Stage& stage) { return stage.count <= 1; });
+  if (small || s.threads.load(std::memory_order_relaxed) == 1) return alone();
   const std::unique_lock<std::mutex> lock(s.turn, std::try_to_lock);
-  if (!lock) {
-    fn(context, 0, count);
-    return;
-  }
+  if (!lock) return alone();
   const int threads = s.threads.load(std::memory_order_relaxed);
   if (!s.pool) s.pool = std::make_unique<Pool>(threads);
-  s.pool->run(count, fn, context);
+  s.pool->run(stages, count, context);
+}
+
+void parallel_for(int64_t count, void (*fn)(void* context, int64_t begin, int64_t end),
+                  void* context) {
+  const Stage stage = {count, fn};
+  parallel_stages(&stage, 1, context);
 }
 
 }  // namespace fewbits

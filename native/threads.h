@@ -16,6 +16,18 @@ namespace fewbits {
 void parallel_for(int64_t count, void (*fn)(void* context, int64_t begin, int64_t end),
                   void* context);
 
+// A part of a job that needs what the parts before it made.
+struct Stage {
+  int64_t count;  // below 2^32
+  void (*fn)(void* context, int64_t begin, int64_t end);
+};
+
+constexpr int kMaxStages = 5;
+
+// As parallel_for, one stage after the other: each begins when the one before it is done. Threads
+// stay between them, which is cheaper than calls.
+void parallel_stages(const Stage* stages, int count, void* context);
+
 // fn(begin, end) over [0, count): on the pool where `parallel`, for work that is worth waking it,
 // else at once.
 template <typename Fn>

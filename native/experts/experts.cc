@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 #include "gemm/bound.h"
 #include "threads.h"
@@ -15,9 +16,6 @@ namespace {
 // Rows of experts that are computed at once: as many as keep their products busy, few enough that
 // what they need between products is some dozens of MB.
 constexpr int64_t kRowsAtOnce = 4096;
-
-// Parts of y that a thread computes one after the other, each with all experts.
-constexpr int64_t kPartsOfThread = 2;
 
 constexpr int64_t kRowsAligned = 16;  // words of 32 bits
 
@@ -82,10 +80,10 @@ Experts::~Experts() = default;
 struct Experts::Pass {
   struct Chosen {
     const Bound* expert;
-    int64_t begin, end;       // rows
-    std::vector<Rows> x;      // by the expert's forms
-    std::vector<Rows> gated;  // one
-    bool all;                 // its rows are those of all tokens
+    int64_t begin, end;  // rows
+    size_t x;            // the first of `prepared`, which are by the expert's forms
+    size_t gated;        // of `prepared`
+    bool all;            // its rows are those of all tokens
   };
 
   // A product of x, as one of all that are computed, panel by panel.
@@ -101,18 +99,102 @@ struct Experts::Pass {
   int64_t T;
   std::vector<Chosen> chosen;
   std::vector<Input> inputs;
-  std::vector<int32_t> tokens;  // by row
-  std::vector<float> weights;   // by row
-  std::vector<int32_t> of_row;  // index into chosen
-  std::vector<Rows> shared;     // the tokens' rows in forms that several experts take
-  std::vector<int32_t> place;   // in these, by form; -1: not there
-  float *gate_up, *total;       // [rows][2 W], [T][H]
-  int64_t part_panels;          // of y that a thread computes at once
+  std::vector<int32_t> tokens;    // by row
+  std::vector<float> weights;     // by row
+  std::vector<int32_t> of_row;    // index into chosen
+  std::vector<size_t> shared;     // forms that several experts take
+  std::vector<int32_t> place;     // in `shared`, by form; -1: not there
+  std::vector<Rows> prepared;     // the tokens' in the forms of `shared`, then each expert's
+  std::vector<int64_t> next_row;  // by expert
+  int64_t panels;                 // of all products of x
+  bool own_rows;                  // whether an expert's rows are prepared for it alone
+  float *gate_up, *total;         // [rows][2 W], [T][H]
+
+  void number_rows(const int32_t* choice, const float* weight, int64_t k) {
+    const int64_t rows = T * k;
+    const size_t count = experts->experts_.size();
+    chosen.clear();
+    tokens.resize(rows);
+    weights.resize(rows);
+    of_row.resize(rows);
+    next_row.assign(count, 0);
+    for (int64_t i = 0; i < rows; ++i) ++next_row[choice[i]];
+    int64_t begin = 0;
+    for (size_t e = 0; e < count; ++e) {
+      const int64_t end = begin + next_row[e];
+      next_row[e] = begin;
+      if (begin == end) continue;
+      std::fill(of_row.begin() + begin, of_row.begin() + end, static_cast<int32_t>(chosen.size()));
+      chosen.push_back({&experts->experts_[e], begin, end, 0, 0, end - begin == T});
+      begin = end;
+    }
+    for (int64_t i = 0; i < rows; ++i) {
+      const int64_t row = next_row[choice[i]]++;
+      tokens[row] = static_cast<int32_t>(i / k);
+      weights[row] = weight[i];
+    }
+  }
+
+  // What is prepared, where it lies, and which products there are.
+  void lay_out() {
+    const std::vector<Form>& forms = experts->forms_;
+    const int64_t rows = static_cast<int64_t>(tokens.size()), W = experts->w_, H = experts->h_;
+    const auto words_of = [&](size_t form, int64_t count) {
+      return aligned(Rows::words(forms[form], count));
+    };
+    shared.clear();
+    place.assign(forms.size(), -1);
+    int64_t words = aligned(rows * 2 * W) + aligned(T * H);
+    for (const Chosen& one : chosen) {
+      const int64_t count = one.end - one.begin;
+      for (const size_t form : one.expert->forms) {
+        if (experts->takers_[form] > 1 && place[form] < 0) {
+          place[form] = static_cast<int32_t>(shared.size());
+          shared.push_back(form);
+          words += words_of(form, T);
+        }
+        if (place[form] < 0 || !one.all) words += words_of(form, count);
+      }
+      words += words_of(one.expert->down_form, count);
+    }
+    float* next = prepared_memory(words);
+    const auto take = [&next](int64_t count) { return std::exchange(next, next + aligned(count)); };
+    const auto prepare = [&](size_t form, int64_t count) {
+      prepared.emplace_back(forms[form], count, take(Rows::words(forms[form], count)));
+    };
+    gate_up = take(rows * 2 * W);
+    total = take(T * H);
+    prepared.clear();
+    inputs.clear();
+    panels = 0;
+    own_rows = false;
+    for (const size_t form : shared) prepare(form, T);
+    for (Chosen& one : chosen) {
+      const int64_t count = one.end - one.begin;
+      one.x = prepared.size();
+      for (const size_t form : one.expert->forms) {
+        if (place[form] >= 0 && one.all) {
+          prepared.push_back(prepared[place[form]]);
+        } else {
+          prepare(form, count);
+          own_rows = true;
+        }
+      }
+      one.gated = prepared.size();
+      prepare(one.expert->down_form, count);
+      for (const Bound::Input& input : one.expert->inputs) {
+        inputs.push_back({&input, &one, panels});
+        panels += input.bound.product->weight->panels();
+      }
+    }
+  }
 
   static void prepare_shared(void* context, int64_t begin, int64_t end) {
     const Pass& pass = *static_cast<Pass*>(context);
     for (int64_t t = begin; t < end; ++t) {
-      for (const Rows& rows : pass.shared) rows.set(t, pass.x + t * pass.experts->h_);
+      for (size_t i = 0; i < pass.shared.size(); ++i) {
+        pass.prepared[i].set(t, pass.x + t * pass.experts->h_);
+      }
     }
   }
 
@@ -121,12 +203,13 @@ struct Experts::Pass {
     for (int64_t row = begin; row < end; ++row) {
       const Chosen& chosen = pass.chosen[pass.of_row[row]];
       const int64_t token = pass.tokens[row], own = row - chosen.begin;
-      for (size_t i = 0; i < chosen.x.size(); ++i) {
+      for (size_t i = 0; i < chosen.expert->forms.size(); ++i) {
+        const Rows& its = pass.prepared[chosen.x + i];
         const int32_t place = pass.place[chosen.expert->forms[i]];
         if (place < 0) {
-          chosen.x[i].set(own, pass.x + token * pass.experts->h_);
+          its.set(own, pass.x + token * pass.experts->h_);
         } else if (!chosen.all) {
-          chosen.x[i].copy(own, pass.shared[place], token);
+          its.copy(own, pass.prepared[place], token);
         }
       }
     }
@@ -149,7 +232,7 @@ struct Experts::Pass {
           last ? input[1].input->bound.product->weight->words(0) : weight.words(panel + 1);
       const Chosen& chosen = *input->chosen;
       float* const out = pass.gate_up + chosen.begin * columns + input->input->column;
-      multiply(bound, chosen.x[input->input->form], chosen, panel, next,
+      multiply(bound, pass.prepared[chosen.x + input->input->form], chosen, panel, next,
                {out + panel * kPanelRows, columns, false});
     }
   }
@@ -162,16 +245,14 @@ struct Experts::Pass {
       const float* const gate = pass.gate_up + row * 2 * W;
       const RowSource source = {RowSource::Kind::gated, gate, gate + W, 0, 0,
                                 pass.experts->gating_};
-      chosen.gated[0].set(row - chosen.begin, row_of(source, W, 0));
+      pass.prepared[chosen.gated].set(row - chosen.begin, row_of(source, W, 0));
     }
   }
 
   // Panels of y: each expert's results are added where they belong, one expert after the other.
-  static void multiply_downs(void* context, int64_t first_part, int64_t end_part) {
+  static void multiply_downs(void* context, int64_t begin, int64_t end) {
     const Pass& pass = *static_cast<Pass*>(context);
     const int64_t H = pass.experts->h_;
-    const int64_t begin = first_part * pass.part_panels;
-    const int64_t end = std::min(end_part * pass.part_panels, panels_of(H));
     const int64_t first_column = begin * kPanelRows;
     const int64_t columns = std::min(end * kPanelRows, H) - first_column;
     for (int64_t t = 0; t < pass.T; ++t) memset(pass.total + t * H + first_column, 0, columns * 4);
@@ -184,7 +265,7 @@ struct Experts::Pass {
         const uint32_t* const next = panel + 1 < end
                                          ? down.product->weight->words(panel + 1)
                                          : following.down.product->weight->words(its_panel);
-        multiply(down, chosen.gated[0], chosen, panel, next,
+        multiply(down, pass.prepared[chosen.gated], chosen, panel, next,
                  {pass.total + panel * kPanelRows, H, true, pass.tokens.data() + chosen.begin,
                   pass.weights.data() + chosen.begin});
       }
@@ -224,82 +305,21 @@ void Experts::run(const float* x, const int32_t* chosen, const float* weights, i
 
 void Experts::run_tokens(const float* x, const int32_t* chosen, const float* weights, int64_t T,
                          int64_t k, float* y) const {
-  // A thread goes from expert to expert, and memory is slow where it begins to read.
-  const int64_t most = std::min<int64_t>(panels_of(h_), kPartsOfThread * thread_count());
-  const int64_t part_panels = (panels_of(h_) + most - 1) / most;
-  const int64_t parts = (panels_of(h_) + part_panels - 1) / part_panels;  // none of them empty
-  Pass pass{};
+  thread_local Pass pass;  // what it has allocated is used again
   pass.experts = this;
   pass.x = x;
   pass.y = y;
   pass.T = T;
-  pass.part_panels = part_panels;
-  const int64_t rows = T * k;
-  std::vector<int32_t> order(rows);
-  for (int64_t i = 0; i < rows; ++i) order[i] = static_cast<int32_t>(i);
-  std::stable_sort(order.begin(), order.end(),
-                   [&](int32_t a, int32_t b) { return chosen[a] < chosen[b]; });
-  for (int64_t row = 0; row < rows; ++row) {
-    const int32_t place = order[row];
-    const Bound* const expert = &experts_[chosen[place]];
-    if (pass.chosen.empty() || pass.chosen.back().expert != expert) {
-      pass.chosen.push_back({expert, row, row, {}, {}, false});
-    }
-    pass.chosen.back().end = row + 1;
-    pass.tokens.push_back(static_cast<int32_t>(place / k));
-    pass.weights.push_back(weights[place]);
-    pass.of_row.push_back(static_cast<int32_t>(pass.chosen.size() - 1));
-  }
-
-  // Forms that several experts take are prepared once.
-  pass.place.assign(forms_.size(), -1);
-  std::vector<size_t> shared;
-  int64_t panels = 0;
-  int64_t words = aligned(rows * 2 * w_) + aligned(T * h_);
-  for (auto& one : pass.chosen) {
-    const int64_t count = one.end - one.begin;
-    one.all = count == T;
-    for (const size_t form : one.expert->forms) {
-      if (takers_[form] > 1 && pass.place[form] < 0) {
-        pass.place[form] = static_cast<int32_t>(shared.size());
-        shared.push_back(form);
-        words += aligned(Rows::words(forms_[form], T));
-      }
-      if (takers_[form] == 1 || !one.all) words += aligned(Rows::words(forms_[form], count));
-    }
-    words += aligned(Rows::words(forms_[one.expert->down_form], count));
-    for (const auto& input : one.expert->inputs) {
-      pass.inputs.push_back({&input, &one, panels});
-      panels += input.bound.product->weight->panels();
-    }
-  }
-  float* next = prepared_memory(words);
-  const auto take = [&next](int64_t count) {
-    float* const taken = next;
-    next += aligned(count);
-    return taken;
+  pass.number_rows(chosen, weights, k);
+  pass.lay_out();
+  const Stage stages[] = {
+      {pass.shared.empty() ? 0 : T, Pass::prepare_shared},
+      {pass.own_rows ? T * k : 0, Pass::prepare_inputs},
+      {pass.panels, Pass::multiply_inputs},
+      {T * k, Pass::prepare_downs},
+      {panels_of(h_), Pass::multiply_downs},
   };
-  const auto take_rows = [&](size_t form, int64_t count) {
-    return Rows(forms_[form], count, take(Rows::words(forms_[form], count)));
-  };
-  pass.gate_up = take(rows * 2 * w_);
-  pass.total = take(T * h_);
-  for (const size_t form : shared) pass.shared.push_back(take_rows(form, T));
-  for (auto& one : pass.chosen) {
-    const int64_t count = one.end - one.begin;
-    for (const size_t form : one.expert->forms) {
-      const int32_t place = pass.place[form];
-      const bool taken_over = place >= 0 && one.all;
-      one.x.push_back(taken_over ? pass.shared[place] : take_rows(form, count));
-    }
-    one.gated.push_back(take_rows(one.expert->down_form, count));
-  }
-
-  prepare_rows(T, h_, Pass::prepare_shared, &pass);
-  prepare_rows(rows, h_, Pass::prepare_inputs, &pass);
-  parallel_for(panels, Pass::multiply_inputs, &pass);
-  prepare_rows(rows, w_, Pass::prepare_downs, &pass);
-  parallel_for(parts, Pass::multiply_downs, &pass);
+  parallel_stages(stages, 5, &pass);
 }
 
 }  // namespace fewbits

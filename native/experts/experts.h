@@ -1,5 +1,5 @@
-// The experts of a layer: each chosen one's products over the rows that chose it, all in a few
-// passes of the thread pool.
+// The experts of a layer: each chosen one's products over the rows that chose it, all in one
+// call of the thread pool.
 //
 // A row's results are weighed and summed in float32, in the order of the experts' numbers. No row's
 // bits depend on other rows.

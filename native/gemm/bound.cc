@@ -16,9 +16,6 @@ namespace {
 
 constexpr int64_t kWordsPerLine = 16;
 
-// Preparing this many values of x takes about as long as waking the pool.
-constexpr int64_t kParallelPrepare = 1 << 14;
-
 const GemmKernel* choose_kernel(WeightKind kind, DotKind dot) {
   const GemmKernel* kernel = nullptr;
 #if defined(__x86_64__)
@@ -135,21 +132,15 @@ bool Form::serves(const Product& other, const GemmKernel& its_kernel) const {
 }
 
 int64_t Rows::words(const Form& form, int64_t rows) {
-  return (rows + kRowPadding) * (form.value_stride + 2 * form.span_stride + 2);
+  return rows * (form.value_stride + 2 * form.span_stride + 2);
 }
 
 Rows::Rows(const Form& form, int64_t rows, float* memory) : form_(&form) {
-  const int64_t padded = rows + kRowPadding;
   values_ = reinterpret_cast<uint32_t*>(memory);
-  sums_ = memory + padded * form.value_stride;
-  scales_ = sums_ + padded * form.span_stride;
-  factors_ = scales_ + padded * form.span_stride;
-  zeros_ = factors_ + padded;
-  // The rows behind the last take part in products that nobody reads, so they must be finite only
-  // for the sake of speed: subnormals and NaN may be slow.
-  memset(values_ + rows * form.value_stride, 0, kRowPadding * form.value_stride * 4);
-  memset(sums_ + rows * form.span_stride, 0, kRowPadding * form.span_stride * 4);
-  memset(scales_ + rows * form.span_stride, 0, kRowPadding * form.span_stride * 4);
+  sums_ = memory + rows * form.value_stride;
+  scales_ = sums_ + rows * form.span_stride;
+  factors_ = scales_ + rows * form.span_stride;
+  zeros_ = factors_ + rows;
 }
 
 void Rows::set(int64_t m, const float* x) const {
@@ -241,8 +232,8 @@ void BoundProduct::multiply(const Rows& x, int64_t begin, int64_t rows, int64_t 
   const float* const sums = kernel->sums ? x.sums_ + begin * form.span_stride : nullptr;
   const float* const scales =
       activation.group_size ? x.scales_ + begin * form.span_stride : nullptr;
-  alignas(64) float totals[(kMaxRows + kRowPadding) * kPanelRows];
-  memset(totals, 0, (rows + kRowPadding) * kPanelRows * sizeof(float));
+  alignas(64) float totals[kMaxRows * kPanelRows];
+  memset(totals, 0, rows * kPanelRows * sizeof(float));
   kernel->panel(
       panel,
       {x.values_ + begin * form.value_stride, form.value_stride, sums, scales, form.span_stride},
@@ -283,15 +274,6 @@ const float* row_of(const RowSource& x, int64_t K, int64_t m) {
     gated_row(stored, x.other + m * K, line, K, x.gating);
   }
   return line;
-}
-
-void prepare_rows(int64_t rows, int64_t K,
-                  void (*prepare)(void* context, int64_t begin, int64_t end), void* context) {
-  if (rows > 1 && rows * K >= kParallelPrepare) {
-    parallel_for(rows, prepare, context);
-  } else {
-    prepare(context, 0, rows);
-  }
 }
 
 float* prepared_memory(int64_t words) { return scratch<Purpose::prepared_rows>(words); }

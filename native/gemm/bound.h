@@ -63,10 +63,6 @@ size_t form_for(std::vector<Form>& forms, const BoundProduct& bound);
 // Row m of x, in the thread's memory where it has to be computed; until the thread's next call.
 const float* row_of(const RowSource& x, int64_t K, int64_t m);
 
-// Calls prepare(context, begin, end) over `rows` rows of K, on the pool where that pays.
-void prepare_rows(int64_t rows, int64_t K,
-                  void (*prepare)(void* context, int64_t begin, int64_t end), void* context);
-
 // The calling thread's memory for prepared rows, kept from call to call: at least so many words of
 // 32 bits.
 float* prepared_memory(int64_t words);

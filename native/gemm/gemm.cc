@@ -99,8 +99,8 @@ void Gemm::run(const RowSource& x, int64_t M, float* const* y, bool add) const {
       pass.forms.emplace_back(form, pass.rows, memory);
       memory += Rows::words(form, pass.rows);
     }
-    prepare_rows(pass.rows, k_, Pass::prepare, &pass);
-    parallel_for(panels_, Pass::multiply, &pass);
+    const Stage stages[] = {{pass.rows, Pass::prepare}, {panels_, Pass::multiply}};
+    parallel_stages(stages, 2, &pass);
   }
 }
 

@@ -86,9 +86,6 @@ constexpr int kBlockSpans = 32;
 constexpr int kMaxRows = 256;
 constexpr int kNever = kMaxRows + 1;
 
-// A kernel may read, and ignore the result of, this many prepared rows behind the last.
-constexpr int kRowPadding = 3;
-
 struct Span {
   int32_t word_begin;
   int32_t word_end;
@@ -113,10 +110,10 @@ struct GemmPanel {
 
 // Rows of x as the kernel's `prepare` left them; padded with zeros to whole words of the weight.
 struct GemmInput {
-  const uint32_t* values;  // [rows + kRowPadding][value_stride]
+  const uint32_t* values;  // [rows][value_stride]
   int64_t value_stride;
-  const float* sums;    // [rows + kRowPadding][span_stride]: sum of x per span, or null
-  const float* scales;  // [rows + kRowPadding][span_stride]: scale of x per span, or null
+  const float* sums;    // [rows][span_stride]: sum of x per span, or null
+  const float* scales;  // [rows][span_stride]: scale of x per span, or null
   int64_t span_stride;
 };
 
@@ -180,7 +177,7 @@ struct GemmOutput {
 };
 
 struct GemmKernel {
-  // Adds the products of `rows` prepared rows with one panel to totals [rows + kRowPadding][64].
+  // Adds the products of `rows` prepared rows with one panel to totals [rows][64].
   void (*panel)(const GemmPanel& panel, const GemmInput& input, int64_t rows, float* totals);
   // Words of a row of x [K]; what lies behind K in the last word of the weight is zero.
   void (*prepare)(const float* x, int64_t K, uint32_t* values);

@@ -45,6 +45,41 @@ void check_once_each(int64_t count) {
   CHECK(seen[count] == 0, "an index behind the last ran");
 }
 
+// Each index of a stage sees what all of the stage before it made.
+void check_stages(int64_t count) {
+  struct Made {
+    int64_t count;
+    std::vector<int64_t> first, second;
+    int64_t total;
+
+    int64_t sum(const std::vector<int64_t>& made) const {
+      int64_t sum = 0;
+      for (const int64_t value : made) sum += value;
+      return sum;
+    }
+  } made{count, std::vector<int64_t>(count), std::vector<int64_t>(2 * count), 0};
+  const Stage stages[] = {
+      {count,
+       [](void* context, int64_t begin, int64_t end) {
+         for (; begin < end; ++begin) static_cast<Made*>(context)->first[begin] = begin + 1;
+       }},
+      {0, nullptr},
+      {2 * count,
+       [](void* context, int64_t begin, int64_t end) {
+         Made& all = *static_cast<Made*>(context);
+         for (; begin < end; ++begin) all.second[begin] = all.sum(all.first);
+       }},
+      {1,
+       [](void* context, int64_t, int64_t) {
+         Made& all = *static_cast<Made*>(context);
+         all.total += all.sum(all.second);
+       }},
+  };
+  parallel_stages(stages, 4, &made);
+  CHECK(made.total == count * count * (count + 1), "%d indices in stages make %d", int(count),
+        int(made.total));
+}
+
 // Threads of this process, 0 where the system doesn't tell.
 int running_threads() {
   std::ifstream status("/proc/self/status");
@@ -60,6 +95,7 @@ int running_threads() {
 
 void test_counts() {
   for (const int64_t count : {0, 1, 2, 3, 7, 64, 1000, 4099}) check_once_each(count);
+  for (const int64_t count : {0, 1, 2, 9, 100, 300}) check_stages(count);
 }
 
 // Long enough between two jobs for the workers to fall asleep.
