@@ -1,8 +1,7 @@
 // AVX-512 BF16 and VBMI: x rounded to bfloat16 once a call, products in pairs (VDPBF16PS) summed
 // in float32. Kinds whose values bfloat16 doesn't hold exactly (f16, f32) stay with the avx512
 // tier.
-#include "gemm/vectors_avx512.h"
-#include "gemm/words.h"
+#include "gemm/bytes_avx512_vnni.h"
 
 namespace fewbits {
 namespace {
@@ -44,6 +43,7 @@ constexpr E4m3Bytes kE4m3;
 constexpr Int8Bytes kInt8;
 
 struct Bf16 : Vectors512 {
+  static constexpr int kRowsWithTotals = 2;  // with three GCC 12 keeps sums of fp4 in memory
   using Operand = __m512i;
   using Sum = __m512;
   template <WeightKind kind>
@@ -122,6 +122,25 @@ struct Bf16 : Vectors512 {
   }
 };
 
+struct FourTimes {
+  alignas(64) uint8_t values[64];
+  constexpr FourTimes() : values() {
+    for (int i = 0; i < 64; ++i) values[i] = kDoubledFp4[i % 16];
+  }
+};
+
+constexpr FourTimes kFourTimes;
+
+// fp4 with integers: a code is looked up with what stands beside it in its byte, which takes no
+// mask as the avx512_vnni tier's look-up does.
+struct Fp4Bytes : Bytes {
+  template <WeightKind, int step>
+  static Operand decode(Words word) {
+    if (step > 0) word = _mm512_srli_epi32(word, 4);
+    return _mm512_permutexvar_epi8(word, _mm512_load_si512(kFourTimes.values));
+  }
+};
+
 // Two values of x rounded to bfloat16.
 struct Bf16Words {
   static uint32_t round(float value) {
@@ -164,6 +183,8 @@ const GemmKernel* gemm_kernel_avx512_bf16(WeightKind kind, DotKind dot) {
   static constexpr GemmKernel kFp4 = make_kernel<Bf16, Bf16Words, WeightKind::fp4>();
   static constexpr GemmKernel kFp8 = make_kernel<Bf16, Bf16Words, WeightKind::fp8>();
   static constexpr GemmKernel kBf16 = make_kernel<Bf16, Bf16Words, WeightKind::bf16>();
+  static constexpr GemmKernel kFp4Bytes = make_kernel<Fp4Bytes, ByteWords, WeightKind::fp4>();
+  if (dot == DotKind::int8 && kind == WeightKind::fp4) return &kFp4Bytes;
   if (dot != DotKind::floats) return nullptr;
   switch (kind) {
     case WeightKind::int4:

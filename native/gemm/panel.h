@@ -3,7 +3,8 @@
 // A tier's `Dot` says what one step is:
 //
 //   kLanes             rows of the panel in a register
-//   kMaxRows           rows of x whose sums fit the registers
+//   kMaxRows           rows of x whose sums fit the registers, some of the panel's at a time
+//   kManyRows          rows that are taken at once where there are more
 //   tiles<rows>        registers of words that are taken at once with so many rows of x
 //   kRowsBesideWords   and beside the words that they were decoded from
 //   kRowsWithTotals    and beside their totals
@@ -20,6 +21,7 @@
 //   doubled<kind>      decoded codes are twice what they stand for
 //   decode<kind, step>(words), dot(sum, operand, x), to_float(sum), zero() or from_float(value)
 //   load, store, set1, mul, fmadd, fnmadd   on Float
+//   widen_e4m3(codes, count, floats)   whole rows of a panel's scales
 #pragma once
 
 #include <immintrin.h>
@@ -36,9 +38,9 @@ namespace {
 // Weights are asked for ahead, across the end of a panel into the next one, and only for the
 // second-level cache: the hardware's own prefetcher follows what misses the first. Where one pass
 // over a block is all, with all rows of x and of the panel, it asks for what it reads this many
-// words later; several passes share the lines of the next block among them, so that memory is read
-// all the time and not by the first pass alone.
-constexpr int kPrefetchWords = 48;
+// words later (bench/log.md has what other distances cost); several passes share the lines of the
+// next block among them, so that memory is read all the time and not by the first pass alone.
+constexpr int kPrefetchWords = 24;
 // From this many operations on a register of words, dots and what decoding takes, a pass is slower
 // than memory, and all lines are asked for; below, one of four: to ask for all then costs a third
 // on a Zen 4. On Intel's cores all of them gain a tenth.
@@ -71,17 +73,17 @@ struct Block {
   bool intel;
 };
 
-// What a pass asks for with each line of words or operands that it reads: `lines` cache lines, from
-// `words` on and `stride` further each time; what would be at `border` is at `next`.
+// What a pass asks for with each line of words or operands that it reads: `lines` cache lines, one
+// or all of a word's, from `words` on and `stride` further each time; what would be at `border` is
+// at `next`.
 struct Ahead {
   const uint32_t* words;
   int64_t stride;
   int lines;
   const uint32_t *border, *next;
 
-  FEWBITS_MEMBER const uint32_t* at(int64_t line) const {
-    const uint32_t* const place = words + line * stride;
-    return place < border ? place : next + (place - border);
+  FEWBITS_MEMBER const uint32_t* first() const {
+    return words < border ? words : next + (words - border);
   }
 };
 
@@ -135,51 +137,53 @@ FEWBITS_INLINE void multiply_word(const typename Dot::Words (&words)[kTiles<Dot,
   }
 }
 
-// The words [begin, end) of a block, at least one, times `rows` rows of x.
+// Where a pass over a block has come to; spans follow each other.
+struct Place {
+  const uint32_t* line;  // of words or operands, from the strip's first row on
+  const uint32_t* x;     // of the first row
+  const uint32_t* ahead;
+};
+
+// `count` words of a block, at least one, times `rows` rows of x.
 template <class Dot, WeightKind kind, bool decoded, int rows>
-FEWBITS_INLINE void multiply_span(const Block& block, int64_t begin, int64_t end, const uint32_t* x,
-                                  int64_t x_stride, int n, const Ahead& ahead,
+FEWBITS_INLINE void multiply_span(Place& at, int64_t count, int64_t x_stride, const Ahead& ahead,
                                   typename Dot::Sum (&sum)[rows][kTiles<Dot, rows>]) {
   constexpr int kSteps = Dot::template steps<kind>;
-  const uint32_t* line =
-      (decoded ? block.operands + begin * kSteps * kPanelRows : block.words + begin * kPanelRows) +
-      n;
-  const uint32_t* const last = line + (end - begin) * (decoded ? kSteps : 1) * kPanelRows;
-  const uint32_t* fetched = ahead.at(begin * (decoded ? kSteps : 1));
-  x += begin * kSteps;
+  const uint32_t* const end = at.line + count * (decoded ? kSteps : 1) * kPanelRows;
   // The loop's first pass is unconditional: with a way around it GCC keeps the sums in memory.
   do {
+    _mm_prefetch(at.ahead, _MM_HINT_T1);
     // Where codes were decoded once, rows are so many that a line each time is enough.
-    for (int i = 0; i < (decoded ? 1 : ahead.lines); ++i) {
-      _mm_prefetch(fetched + i * kLineRows, _MM_HINT_T1);
+    if (!decoded && ahead.lines > 1) {
+      for (int i = 1; i < kPanelLines; ++i) _mm_prefetch(at.ahead + i * kLineRows, _MM_HINT_T1);
     }
-    fetched += ahead.stride;
-    if (fetched == ahead.border) fetched = ahead.next;
+    at.ahead += ahead.stride;
+    if (at.ahead == ahead.border) at.ahead = ahead.next;
     if constexpr (decoded) {
       typename Dot::Operand weights[kTiles<Dot, rows>];
       for (int t = 0; t < kTiles<Dot, rows>; ++t) {
-        weights[t] = Dot::load_operand(line + t * Dot::kLanes);
+        weights[t] = Dot::load_operand(at.line + t * Dot::kLanes);
         // Else GCC loads the operands anew for each row.
         asm("" : "+v"(weights[t]));
       }
       for (int m = 0; m < rows; ++m) {
-        const typename Dot::Operand value = Dot::broadcast(x + m * x_stride);
+        const typename Dot::Operand value = Dot::broadcast(at.x + m * x_stride);
         for (int t = 0; t < kTiles<Dot, rows>; ++t)
           sum[m][t] = Dot::dot(sum[m][t], weights[t], value);
       }
-      ++x;
+      ++at.x;
     } else {
       typename Dot::Words words[kTiles<Dot, rows>];
       for (int t = 0; t < kTiles<Dot, rows>; ++t) {
-        words[t] = Dot::load_words(line + t * Dot::kLanes);
+        words[t] = Dot::load_words(at.line + t * Dot::kLanes);
         // Else GCC loads the words anew for each step, where sums leave registers for them.
         if constexpr (rows <= Dot::kRowsBesideWords) asm("" : "+v"(words[t]));
       }
-      multiply_word<Dot, kind, rows>(words, x, x_stride, sum);
-      x += kSteps;
+      multiply_word<Dot, kind, rows>(words, at.x, x_stride, sum);
+      at.x += kSteps;
     }
-    line += kPanelRows;
-  } while (line < last);
+    at.line += kPanelRows;
+  } while (at.line < end);
 }
 
 // What the spans of a block add to the totals of `rows` rows of x, kept in registers where they are
@@ -273,52 +277,45 @@ __attribute__((noinline)) static void multiply(const Block& block, const GemmInp
                                                int n, float* memory) {
   constexpr int kSteps = Dot::template steps<kind>;
   const int64_t first_word = block.begin->word_begin;
-  const uint32_t* x = in.values + m * in.value_stride + first_word * kSteps;
   const Ahead ahead = ahead_of<Dot, kind, decoded, rows>(block, m, n);
+  Place at = {(decoded ? block.operands : block.words) + n,
+              in.values + m * in.value_stride + first_word * kSteps, ahead.first()};
   Totals<Dot, kind, scaled, rows> totals(block, in, m, n, memory);
   for (const Span* span = block.begin; span < block.end; ++span) {
     typename Dot::Sum sum[rows][kTiles<Dot, rows>];
     totals.begin(sum);
-    multiply_span<Dot, kind, decoded, rows>(block, span->word_begin - first_word,
-                                            span->word_end - first_word, x, in.value_stride, n,
+    multiply_span<Dot, kind, decoded, rows>(at, span->word_end - span->word_begin, in.value_stride,
                                             ahead, sum);
     totals.add(span, sum);
   }
   totals.store();
 }
 
-template <class Dot, WeightKind kind, bool decoded, bool scaled, int rows>
-FEWBITS_INLINE void multiply_strips(const Block& block, const GemmInput& in, int64_t m,
-                                    float* totals) {
-  for (int n = 0; n < kPanelRows; n += kStripRows<Dot, rows>) {
-    multiply<Dot, kind, decoded, scaled, rows>(block, in, m, n, totals);
+template <class Dot, WeightKind kind, bool decoded, bool scaled, int most>
+static void multiply_pass(const Block& block, const GemmInput& in, int64_t m, int64_t rows,
+                          float* totals) {
+  if constexpr (most > 1) {
+    if (rows < most) {
+      multiply_pass<Dot, kind, decoded, scaled, most - 1>(block, in, m, rows, totals);
+      return;
+    }
+  }
+  for (int n = 0; n < kPanelRows; n += kStripRows<Dot, most>) {
+    multiply<Dot, kind, decoded, scaled, most>(block, in, m, n, totals);
   }
 }
 
-// All rows, the most at once that `at_once` and the registers allow; padding rows may take part.
+// All rows, at most `at_once` in a pass: in one where their sums fit the registers, else in passes
+// of about as many.
 template <class Dot, WeightKind kind, bool decoded, bool scaled>
 static void multiply_rows(const Block& block, const GemmInput& in, int at_once, float* totals) {
-  for (int64_t m = 0; m < block.rows;) {
-    const int64_t left = block.rows - m;
-    if (Dot::kMaxRows >= 3 && at_once >= 3 && (left == 3 || (at_once == 3 && left > 3))) {
-      multiply_strips<Dot, kind, decoded, scaled, Dot::kMaxRows >= 3 ? 3 : 1>(block, in, m, totals);
-      m += 3;
-    } else if (Dot::kMaxRows >= 5 && at_once >= 4 && left == 5) {
-      multiply_strips<Dot, kind, decoded, scaled, Dot::kMaxRows >= 5 ? 5 : 1>(block, in, m, totals);
-      m += 5;
-    } else if (Dot::kMaxRows >= 6 && at_once >= 6 && (left > 8 || left == 6)) {
-      multiply_strips<Dot, kind, decoded, scaled, Dot::kMaxRows >= 6 ? 6 : 1>(block, in, m, totals);
-      m += 6;
-    } else if (Dot::kMaxRows >= 4 && at_once >= 4 && left > 2) {
-      multiply_strips<Dot, kind, decoded, scaled, Dot::kMaxRows >= 4 ? 4 : 1>(block, in, m, totals);
-      m += 4;
-    } else if (left > 1) {
-      multiply_strips<Dot, kind, decoded, scaled, 2>(block, in, m, totals);
-      m += 2;
-    } else {
-      multiply_strips<Dot, kind, decoded, scaled, 1>(block, in, m, totals);
-      m += 1;
-    }
+  const int most = block.rows <= Dot::kMaxRows ? Dot::kMaxRows : Dot::kManyRows;
+  const int64_t limit = most < at_once ? most : at_once;
+  int64_t passes = (block.rows + limit - 1) / limit;
+  for (int64_t m = 0; m < block.rows; --passes) {
+    const int64_t rows = (block.rows - m + passes - 1) / passes;
+    multiply_pass<Dot, kind, decoded, scaled, Dot::kMaxRows>(block, in, m, rows, totals);
+    m += rows;
   }
 }
 
@@ -350,6 +347,9 @@ static void panel(const GemmPanel& p, const GemmInput& in, int64_t rows, float* 
                 p.intel};
     if (p.scale_kind == ScaleKind::f32 && !p.shared) {
       block.scale = static_cast<const float*>(p.scale) + group * kPanelRows;
+    } else if (p.scale_kind == ScaleKind::e4m3 && !p.shared) {
+      const auto* const codes = static_cast<const uint8_t*>(p.scale);
+      Dot::widen_e4m3(codes + group * kPanelRows, groups * kPanelRows, scales);
     } else {
       widen_scales(p.scale_kind, p.scale, p.shared, group, groups, scales);
     }

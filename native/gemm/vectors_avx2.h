@@ -10,6 +10,7 @@ struct Vectors256 {
   static constexpr bool kIntegers = false;
   static constexpr int kLanes = 8;
   static constexpr int kMaxRows = 6;
+  static constexpr int kManyRows = 6;
   // At most twelve of sixteen registers are sums. With one row two of them would be waited for.
   template <int rows>
   static constexpr int tiles = rows <= 2 ? 4 : 2;
@@ -34,6 +35,22 @@ struct Vectors256 {
   static Float mul(Float a, Float b) { return _mm256_mul_ps(a, b); }
   static Float fmadd(Float a, Float b, Float c) { return _mm256_fmadd_ps(a, b, c); }
   static Float fnmadd(Float a, Float b, Float c) { return _mm256_fnmadd_ps(a, b, c); }
+
+  // e4m3 as halves, whose exponents are biased by eight more.
+  static void widen_e4m3(const uint8_t* codes, int64_t count, float* to) {
+    for (int64_t i = 0; i < count; i += 16) {
+      const __m256i code =
+          _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(codes + i)));
+      const __m256i number = _mm256_and_si256(_mm256_srai_epi16(_mm256_slli_epi16(code, 8), 1),
+                                              _mm256_set1_epi16(-0x4080));
+      const __m256i nan = _mm256_cmpeq_epi16(_mm256_and_si256(code, _mm256_set1_epi16(0x7f)),
+                                             _mm256_set1_epi16(0x7f));
+      const __m256i half = _mm256_blendv_epi8(number, _mm256_set1_epi16(0x7e00), nan);
+      const Float bias = set1(256);
+      store(to + i, mul(_mm256_cvtph_ps(_mm256_castsi256_si128(half)), bias));
+      store(to + i + 8, mul(_mm256_cvtph_ps(_mm256_extracti128_si256(half, 1)), bias));
+    }
+  }
 };
 
 // Sums in int32 of integer products; operands are codes as they are stored, offset-binary.

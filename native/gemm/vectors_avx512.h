@@ -11,14 +11,15 @@ constexpr int kAndOr = 0xea;  // truth table of (a & b) | c
 struct Vectors512 {
   static constexpr bool kIntegers = false;
   static constexpr int kLanes = 16;
-  static constexpr int kMaxRows = 6;
+  static constexpr int kMaxRows = 12;
+  static constexpr int kManyRows = 6;
   template <int rows>
-  static constexpr int tiles = kPanelRows / kLanes;  // at most 24 sums
+  static constexpr int tiles = rows > 6 ? 2 : kPanelRows / kLanes;  // at most 24 sums
   static constexpr int kRowsBesideWords = 4;
   static constexpr int kRowsWithTotals = 3;
   static constexpr int decode_once_rows_intel = kNever;
   template <WeightKind kind>
-  static constexpr int decoding_rows = codes_per_word(kind) == 8 ? 4 : kMaxRows;
+  static constexpr int decoding_rows = codes_per_word(kind) == 8 ? 5 : kMaxRows;
   template <WeightKind kind>
   static constexpr int decode_once_rows = codes_per_word(kind) == 8 ? kNever : 10;
   template <WeightKind kind>
@@ -33,6 +34,22 @@ struct Vectors512 {
   static Float mul(Float a, Float b) { return _mm512_mul_ps(a, b); }
   static Float fmadd(Float a, Float b, Float c) { return _mm512_fmadd_ps(a, b, c); }
   static Float fnmadd(Float a, Float b, Float c) { return _mm512_fnmadd_ps(a, b, c); }
+
+  // e4m3 as halves, whose exponents are biased by eight more.
+  static void widen_e4m3(const uint8_t* codes, int64_t count, float* to) {
+    for (int64_t i = 0; i < count; i += 32) {
+      const __m512i code =
+          _mm512_cvtepu8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes + i)));
+      const __m512i number = _mm512_and_si512(_mm512_srai_epi16(_mm512_slli_epi16(code, 8), 1),
+                                              _mm512_set1_epi16(-0x4080));
+      const __mmask32 nan = _mm512_cmpeq_epi16_mask(_mm512_and_si512(code, _mm512_set1_epi16(0x7f)),
+                                                    _mm512_set1_epi16(0x7f));
+      const __m512i half = _mm512_mask_mov_epi16(number, nan, _mm512_set1_epi16(0x7e00));
+      const Float bias = set1(256);
+      store(to + i, mul(_mm512_cvtph_ps(_mm512_castsi512_si256(half)), bias));
+      store(to + i + 16, mul(_mm512_cvtph_ps(_mm512_extracti64x4_epi64(half, 1)), bias));
+    }
+  }
 };
 
 // Sums in int32 of integer products; operands are codes as they are stored, offset-binary.

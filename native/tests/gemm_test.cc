@@ -234,7 +234,7 @@ void test_bits(const WeightCase& weight, const Activation& activation, Random& r
   if (!skip_case()) check_values(weight, *product, rows);
   for (int threads = 1; threads <= 4; ++threads) {
     set_thread_count(threads);
-    for (const int M : {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 13, 16, 31, 100, kMaxRows, kRows}) {
+    for (const int M : {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 16, 31, 100, kMaxRows, kRows}) {
       if (threads % 3 != 1 && M != 13 && M != kRows) continue;
       Rows part(M, K, N);
       for (int m = 0; m + M <= kRows; m += kRows / 3) {
@@ -396,6 +396,33 @@ void test_computed_rows() {
   }
 }
 
+// Scales of all codes, NaN and the numbers below zero too: x is one, and so are the weight's codes.
+void test_scales_of_eight_bits() {
+  constexpr int N = 256, K = 32;
+  for (const ScaleKind kind : {ScaleKind::e4m3, ScaleKind::e8m0}) {
+    const auto weight =
+        std::make_shared<PackedWeight>(WeightKind::fp4, N, K, K, kind, false, false);
+    const std::vector<uint8_t> codes(static_cast<size_t>(N * weight->code_row_bytes()), 0x22);
+    std::vector<uint8_t> scales(N);
+    for (int n = 0; n < N; ++n) scales[n] = static_cast<uint8_t>(n);
+    weight->fill(0, N, codes.data(), scales.data(), nullptr);
+    auto product = std::make_shared<Product>();
+    product->weight = weight;
+    Rows rows(1, K, N);
+    rows.x()[0] = 1;
+    for (int k = 1; k < K; ++k) rows.x()[k] = 0;
+    rows.run(Gemm({product}));
+    for (int n = 0; n < N; ++n) {
+      const bool e4m3 = kind == ScaleKind::e4m3;
+      const bool nan = e4m3 ? n % 128 == 127 : n == 255;
+      const double expected =
+          e4m3 ? small_float(static_cast<uint32_t>(n), 4, 3) : ldexp(1, n - 127);
+      CHECK(nan ? isnan(rows.y()[n]) : rows.y()[n] == expected, "scale %d of kind %d makes %g", n,
+            static_cast<int>(kind), rows.y()[n]);
+    }
+  }
+}
+
 // A row that isn't finite stays a matter of its own, and shows.
 void test_company() {
   Random random(8);
@@ -433,6 +460,7 @@ int main() {
   test_fused();
   test_apart();
   test_computed_rows();
+  test_scales_of_eight_bits();
   test_company();
   test_bits();
 }

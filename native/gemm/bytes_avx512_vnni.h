@@ -1,0 +1,37 @@
+// Integers of eight bits with VNNI: what the avx512_vnni and avx512_bf16 tiers share.
+#pragma once
+
+#include "gemm/vectors_avx512.h"
+#include "gemm/words.h"
+
+namespace fewbits {
+namespace {
+
+// The dot as an intrinsic makes GCC 12 copy sums between registers around the loop.
+struct Bytes : Bytes512 {
+  static Sum dot(Sum sum, Operand weight, Operand x) {
+    asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(weight), "v"(x));
+    return sum;
+  }
+};
+
+__m512i integers(const float* x) { return _mm512_cvtps_epi32(_mm512_loadu_ps(x)); }
+
+struct ByteWords : Int8Words {
+  template <int codes, int stride>
+  static int64_t bulk(const float* x, int64_t K, uint32_t* values) {
+    const __m128i order = codes == 8
+                              ? _mm_setr_epi8(0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15)
+                              : _mm_setr_epi8(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    __m128i* words = reinterpret_cast<__m128i*>(values);
+    int64_t k = 0;
+    for (; k + 16 <= K; k += 16) {
+      const __m128i bytes = _mm512_cvtepi32_epi8(integers(x + k));
+      _mm_storeu_si128(words++, _mm_shuffle_epi8(bytes, order));
+    }
+    return k;
+  }
+};
+
+}  // namespace
+}  // namespace fewbits
