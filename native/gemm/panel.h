@@ -305,16 +305,14 @@ static void multiply_pass(const Block& block, const GemmInput& in, int64_t m, in
   }
 }
 
-// All rows, at most `at_once` in a pass: in one where their sums fit the registers, else in passes
-// of about as many.
-template <class Dot, WeightKind kind, bool decoded, bool scaled>
+// All rows in passes of about as many, at most `most` of them and `at_once`.
+template <class Dot, WeightKind kind, bool decoded, bool scaled, int most>
 static void multiply_rows(const Block& block, const GemmInput& in, int at_once, float* totals) {
-  const int most = block.rows <= Dot::kMaxRows ? Dot::kMaxRows : Dot::kManyRows;
   const int64_t limit = most < at_once ? most : at_once;
   int64_t passes = (block.rows + limit - 1) / limit;
   for (int64_t m = 0; m < block.rows; --passes) {
     const int64_t rows = (block.rows - m + passes - 1) / passes;
-    multiply_pass<Dot, kind, decoded, scaled, Dot::kMaxRows>(block, in, m, rows, totals);
+    multiply_pass<Dot, kind, decoded, scaled, most>(block, in, m, rows, totals);
     m += rows;
   }
 }
@@ -375,13 +373,14 @@ static void panel(const GemmPanel& p, const GemmInput& in, int64_t rows, float* 
                                  operands + kw * kSteps * kPanelRows + n);
         }
         block.operands = operands;
-        multiply_rows<Dot, kind, true, scaled>(
-            block, in, small ? Dot::kRowsWithTotals : Dot::kMaxRows, totals);
+        multiply_rows<Dot, kind, true, scaled, Dot::kManyRows>(
+            block, in, small ? Dot::kRowsWithTotals : Dot::kManyRows, totals);
         continue;
       }
     }
-    constexpr int kAtOnce = kSteps > 1 ? Dot::template decoding_rows<kind> : Dot::kMaxRows;
-    multiply_rows<Dot, kind, false, scaled>(block, in, kAtOnce, totals);
+    constexpr int kMost = kSteps > 1 ? Dot::template decoding_rows<kind> : Dot::kMaxRows;
+    multiply_rows<Dot, kind, false, scaled, kMost>(block, in,
+                                                   rows <= kMost ? kMost : Dot::kManyRows, totals);
   }
 }
 
