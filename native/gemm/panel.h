@@ -73,13 +73,13 @@ struct Block {
   bool intel;
 };
 
-// What a pass asks for with each line of words or operands that it reads: `lines` cache lines, one
-// or all of a word's, from `words` on and `stride` further each time; what would be at `border` is
+// What a pass asks for with each line of words or operands that it reads: the cache line at
+// `words`, or `all` of a word's rows, and `stride` further each time; what would be at `border` is
 // at `next`.
 struct Ahead {
   const uint32_t* words;
   int64_t stride;
-  int lines;
+  bool all;
   const uint32_t *border, *next;
 
   FEWBITS_MEMBER const uint32_t* first() const {
@@ -93,9 +93,8 @@ FEWBITS_INLINE Ahead ahead_of(const Block& block, int64_t m, int n) {
   if (kStrips == 1 && rows >= block.rows) {
     constexpr int kDots = rows * Dot::template steps<kind>;
     constexpr bool kSlow = kDots + Dot::template decode_operations<kind> >= kSlowPass;
-    return {block.words + kPrefetchWords * kPanelRows, kPanelRows,
-            kSlow || block.intel ? kPanelLines : 1, block.words + block.count * kPanelRows,
-            block.next};
+    return {block.words + kPrefetchWords * kPanelRows, kPanelRows, kSlow || block.intel,
+            block.words + block.count * kPanelRows, block.next};
   }
   // By rows of x and strips.
   const int64_t size = block.count * kPanelRows;
@@ -104,8 +103,7 @@ FEWBITS_INLINE Ahead ahead_of(const Block& block, int64_t m, int n) {
   const int64_t stride = (kPanelRows / kParts * rows + all - 1) / all;
   const int64_t before = m * kStrips + n / kStripRows<Dot, rows> * rows;
   const uint32_t* const words = block.next + size * before / all;
-  return {words, stride, static_cast<int>((stride + kLineRows - 1) / kLineRows), words + size,
-          words + size};
+  return {words, stride, stride > kLineRows, words + size, words + size};
 }
 
 // Zero points and what decoding leaves in a code are taken out by the sums of x: of integer sums
@@ -154,7 +152,7 @@ FEWBITS_INLINE void multiply_span(Place& at, int64_t count, int64_t x_stride, co
   do {
     _mm_prefetch(at.ahead, _MM_HINT_T1);
     // Where codes were decoded once, rows are so many that a line each time is enough.
-    if (!decoded && ahead.lines > 1) {
+    if (!decoded && ahead.all) {
       for (int i = 1; i < kPanelLines; ++i) _mm_prefetch(at.ahead + i * kLineRows, _MM_HINT_T1);
     }
     at.ahead += ahead.stride;
