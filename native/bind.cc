@@ -22,6 +22,7 @@ void bind_attention(nb::module_& m);
 void bind_elementwise(nb::module_& m);
 void bind_experts(nb::module_& m);
 void bind_header(nb::module_& m);
+void bind_program(nb::module_& m);
 
 namespace {
 
@@ -264,4 +265,5 @@ NB_MODULE(_native, m) {
   bind_elementwise(m);
   bind_experts(m);
   bind_header(m);
+  bind_program(m);
 }

@@ -1,26 +1,28 @@
 // fewbits._native: attention. Arrays come as addresses, which the caller keeps alive; what can be
 // checked without knowing their sizes is checked here.
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 
+#include <algorithm>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 #include "attention/attention.h"
+#include "bind_attention.h"
 
 namespace nb = nanobind;
 
 namespace {
 
+using fewbits::AttentionSpec;
 using fewbits::CacheKind;
+using fewbits::LayerCache;
 
 template <typename T>
 T* at(uintptr_t address) {
   return reinterpret_cast<T*>(address);
-}
-
-void require(bool condition, const std::string& sentence) {
-  if (!condition) throw std::invalid_argument(sentence);
 }
 
 CacheKind cache_kind(const std::string& name) {
@@ -37,38 +39,15 @@ void check_width(const char* what, int D) {
                                                   std::to_string(fewbits::kMaxHeadDim));
 }
 
-void check_shape(int64_t T, int heads, int kv_heads, int D, int value_D, int page_size) {
-  require(T >= 0, "the number of tokens can't be negative");
+// The values of null where there are none; what is checked is what can be without the arrays.
+void make_spec(AttentionSpec* self, int heads, int kv_heads, int D, int value_D, int rotary_begin,
+               int rotary_dim, bool interleaved, uintptr_t q_norm, uintptr_t k_norm, float norm_eps,
+               float norm_offset, float scale, int window, uintptr_t sinks) {
   require(kv_heads > 0 && heads > 0 && heads % kv_heads == 0,
           "heads (" + std::to_string(heads) + ") must be a multiple of kv_heads (" +
               std::to_string(kv_heads) + ")");
   check_width("head dimension ", D);
   check_width("width of values ", value_D);
-  require(page_size > 0, "the page size must be positive");
-}
-
-// Keys that hold the values, too.
-void check_shared(uintptr_t k_cache, uintptr_t v_cache, uintptr_t k_scale, uintptr_t v_scale, int D,
-                  int value_D) {
-  if (k_cache != v_cache || k_cache == 0) return;
-  require(value_D <= D, "values of " + std::to_string(value_D) + " numbers aren't within keys of " +
-                            std::to_string(D));
-  require(k_scale == v_scale, "keys that hold the values share their scales with them");
-}
-
-void check_scales(CacheKind kind, uintptr_t k_scale, uintptr_t v_scale) {
-  const bool wanted = kind == CacheKind::fp8 || kind == CacheKind::int8;
-  require((k_scale != 0) == wanted && (v_scale != 0) == wanted,
-          "k_scale and v_scale go with an fp8 or int8 cache, and with no other");
-}
-
-void rope_and_append(uintptr_t q, uintptr_t k, uintptr_t v, int64_t T, int heads, int kv_heads,
-                     int D, int value_D, int rotary_begin, int rotary_dim, bool interleaved,
-                     uintptr_t cos, uintptr_t sin, uintptr_t q_norm, uintptr_t k_norm,
-                     float norm_eps, float norm_offset, uintptr_t slots, uintptr_t k_cache,
-                     uintptr_t v_cache, int page_size, const std::string& kind, uintptr_t k_scale,
-                     uintptr_t v_scale) {
-  check_shape(T, heads, kv_heads, D, value_D, page_size);
   require(rotary_begin >= 0 && rotary_begin <= D, "rotary_begin (" + std::to_string(rotary_begin) +
                                                       ") must be within the head dimension (" +
                                                       std::to_string(D) + ")");
@@ -76,101 +55,109 @@ void rope_and_append(uintptr_t q, uintptr_t k, uintptr_t v, int64_t T, int heads
           "rotary_dim (" + std::to_string(rotary_dim) +
               ") must be even and at most what the head dimension (" + std::to_string(D) +
               ") leaves");
-  fewbits::AppendTokens task;
-  task.query = at<float>(q);
-  task.key = at<const float>(k);
-  task.value = at<const float>(v);
-  task.heads = heads;
-  task.kv_heads = kv_heads;
-  task.D = D;
-  task.value_D = value_D;
-  task.rotary_begin = rotary_begin;
-  task.rotary_dim = rotary_dim;
-  task.interleaved = interleaved;
-  task.cos = at<const float>(cos);
-  task.sin = at<const float>(sin);
-  task.query_norm = at<const float>(q_norm);
-  task.key_norm = at<const float>(k_norm);
-  task.norm_eps = norm_eps;
-  task.norm_offset = norm_offset;
-  task.slots = at<const int64_t>(slots);
-  task.key_cache = at<void>(k_cache);
-  task.value_cache = at<void>(v_cache);
-  task.page_size = page_size;
-  task.kind = cache_kind(kind);
-  task.key_scale = at<float>(k_scale);
-  task.value_scale = at<float>(v_scale);
-  check_scales(task.kind, k_scale, v_scale);
-  check_shared(k_cache, v_cache, k_scale, v_scale, D, value_D);
-  for (int64_t t = 0; t < T; ++t) {
-    require(task.slots[t] >= 0, "token " + std::to_string(t) + " has a negative slot");
-  }
-  fewbits::rope_and_append(task, T);
+  require(window >= 0, "the window can't be negative");
+  new (self) AttentionSpec{heads,
+                           kv_heads,
+                           D,
+                           value_D,
+                           rotary_begin,
+                           rotary_dim,
+                           interleaved,
+                           at<const float>(q_norm),
+                           at<const float>(k_norm),
+                           norm_eps,
+                           norm_offset,
+                           scale,
+                           window,
+                           at<const float>(sinks)};
 }
 
-void attend(uintptr_t q, uintptr_t out, int64_t T, int heads, int kv_heads, int D, int value_D,
-            uintptr_t query_start, int sequences, uintptr_t kv_len, uintptr_t block_table,
-            int max_pages, uintptr_t positions, uintptr_t k_cache, uintptr_t v_cache, int page_size,
-            const std::string& kind, uintptr_t k_scale, uintptr_t v_scale, float scale, int window,
-            uintptr_t sinks, uintptr_t mask) {
-  check_shape(T, heads, kv_heads, D, value_D, page_size);
-  require(sequences >= 0, "the number of sequences can't be negative");
-  require(window >= 0, "the window can't be negative");
-  fewbits::Attend task;
-  task.query = at<const float>(q);
-  task.out = at<float>(out);
-  task.T = T;
-  task.heads = heads;
-  task.kv_heads = kv_heads;
-  task.D = D;
-  task.value_D = value_D;
-  task.sequences = sequences;
-  task.query_start = at<const int32_t>(query_start);
-  task.kv_len = at<const int32_t>(kv_len);
-  task.block_table = at<const int32_t>(block_table);
-  task.max_pages = max_pages;
-  task.positions = at<const int64_t>(positions);
-  task.key_cache = at<const void>(k_cache);
-  task.value_cache = at<const void>(v_cache);
-  task.page_size = page_size;
-  task.kind = cache_kind(kind);
-  task.key_scale = at<const float>(k_scale);
-  task.value_scale = at<const float>(v_scale);
-  task.scale = scale;
-  task.window = window;
-  task.sinks = at<const float>(sinks);
-  task.mask = at<const uint8_t>(mask);
-  check_scales(task.kind, k_scale, v_scale);
-  check_shared(k_cache, v_cache, k_scale, v_scale, D, value_D);
-  require(task.query_start[0] == 0 && task.query_start[sequences] == T,
-          "query_start must begin with 0 and end with the number of tokens");
-  for (int s = 0; s < sequences; ++s) {
-    const int64_t rows = task.query_start[s + 1] - task.query_start[s];
-    const std::string sequence = "sequence " + std::to_string(s);
-    require(rows >= 0, sequence + ": query_start must not decrease");
-    require(task.kv_len[s] >= rows, sequence + ": kv_len counts the rows of the batch too");
-    require(task.kv_len[s] <= int64_t{max_pages} * page_size,
-            sequence + ": kv_len is beyond the pages of the block table");
-  }
-  fewbits::attend(task);
+void make_cache(LayerCache* self, uintptr_t keys, uintptr_t values, int page_size,
+                const std::string& kind, uintptr_t k_scale, uintptr_t v_scale) {
+  require(page_size > 0, "the page size must be positive");
+  const CacheKind stored = cache_kind(kind);
+  const bool wanted = stored == CacheKind::fp8 || stored == CacheKind::int8;
+  require((k_scale != 0) == wanted && (v_scale != 0) == wanted,
+          "k_scale and v_scale go with an fp8 or int8 cache, and with no other");
+  require(keys != values || keys == 0 || k_scale == v_scale,
+          "keys that hold the values share their scales with them");
+  new (self) LayerCache{at<void>(keys), at<void>(values),   page_size,
+                        stored,         at<float>(k_scale), at<float>(v_scale)};
+}
+
+void rope_and_append(const AttentionSpec& spec, uintptr_t q, uintptr_t k, uintptr_t v,
+                     const BoundStep& step, const LayerCache& cache, uintptr_t cos, uintptr_t sin) {
+  check_fit(spec, cache);
+  const fewbits::Rotation rotation = {at<const float>(cos), at<const float>(sin)};
+  fewbits::rope_and_append({spec, cache, step, rotation, at<float>(q), at<const float>(k),
+                            at<const float>(v)});
+}
+
+void attend(const AttentionSpec& spec, uintptr_t q, uintptr_t out, const BoundStep& step,
+            const LayerCache& cache) {
+  check_fit(spec, cache);
+  check_fit(step, cache);
+  fewbits::attend({spec, cache, step, at<const float>(q), at<float>(out)});
 }
 
 }  // namespace
 
+BoundStep::BoundStep(Longs slots, Longs positions, Ints query_start, Ints kv_len, Table block_table,
+                     std::optional<Mask> mask)
+    : Step{static_cast<int64_t>(slots.shape(0)),
+           slots.data(),
+           positions.data(),
+           static_cast<int>(kv_len.shape(0)),
+           query_start.data(),
+           kv_len.data(),
+           block_table.data(),
+           static_cast<int>(block_table.shape(1)),
+           mask ? mask->data() : nullptr},
+      slots_(std::move(slots)),
+      positions_(std::move(positions)),
+      query_start_(std::move(query_start)),
+      kv_len_(std::move(kv_len)),
+      table_(std::move(block_table)),
+      mask_(std::move(mask)) {
+  const auto rows = static_cast<size_t>(T), all = static_cast<size_t>(sequences);
+  require(positions_.shape(0) == rows && query_start_.shape(0) == all + 1 &&
+              table_.shape(0) == all &&
+              (!mask_ || (mask_->shape(0) == rows && mask_->shape(1) == rows)),
+          "the arrays of a step don't fit together");
+  for (int64_t t = 0; t < T; ++t) {
+    const std::string token = "token " + std::to_string(t);
+    require(Step::slots[t] >= 0, token + " has a negative slot");
+    require(Step::positions[t] >= 0, token + " has a negative position");
+    highest = std::max(highest, Step::positions[t]);
+  }
+  require(Step::query_start[0] == 0 && Step::query_start[sequences] == T,
+          "query_start must begin with 0 and end with the number of tokens");
+  for (int s = 0; s < sequences; ++s) {
+    const int64_t its = Step::query_start[s + 1] - Step::query_start[s];
+    const std::string sequence = "sequence " + std::to_string(s);
+    require(its >= 0, sequence + ": query_start must not decrease");
+    require(Step::kv_len[s] >= its, sequence + ": kv_len counts the rows of the batch too");
+  }
+}
+
 void bind_attention(nb::module_& module) {
   using nb::arg;
   const auto unlocked = nb::call_guard<nb::gil_scoped_release>();
-  module.def(
-      "rope_and_append", &rope_and_append, arg("q"), arg("k"), arg("v"), arg("T"), arg("heads"),
-      arg("kv_heads"), arg("D"), arg("value_D"), arg("rotary_begin"), arg("rotary_dim"),
-      arg("interleaved"), arg("cos"), arg("sin"), arg("q_norm"), arg("k_norm"), arg("norm_eps"),
-      arg("norm_offset"), arg("slots"), arg("k_cache"), arg("v_cache"), arg("page_size"),
-      arg("cache_kind"), arg("k_scale"), arg("v_scale"), unlocked,
-      "Norms and rotates q (in place) and k, and stores k and v in the cache at their slots.");
-  module.def("attend", &attend, arg("q"), arg("out"), arg("T"), arg("heads"), arg("kv_heads"),
-             arg("D"), arg("value_D"), arg("query_start"), arg("sequences"), arg("kv_len"),
-             arg("block_table"), arg("max_pages"), arg("positions"), arg("k_cache"), arg("v_cache"),
-             arg("page_size"), arg("cache_kind"), arg("k_scale"), arg("v_scale"), arg("scale"),
-             arg("window"), arg("sinks"), arg("mask"), unlocked,
-             "Causal attention of T rows over the paged cache; see native/attention/attention.h.");
+  nb::class_<AttentionSpec>(module, "AttentionSpec")
+      .def("__init__", &make_spec, arg("heads"), arg("kv_heads"), arg("D"), arg("value_D"),
+           arg("rotary_begin"), arg("rotary_dim"), arg("interleaved"), arg("q_norm"), arg("k_norm"),
+           arg("norm_eps"), arg("norm_offset"), arg("scale"), arg("window"), arg("sinks"))
+      .def("rope_and_append", &rope_and_append, arg("q"), arg("k"), arg("v"), arg("step"),
+           arg("cache"), arg("cos"), arg("sin"), unlocked)
+      .def("attend", &attend, arg("q"), arg("out"), arg("step"), arg("cache"), unlocked);
+  nb::class_<LayerCache>(module, "LayerCache")
+      .def("__init__", &make_cache, arg("keys"), arg("values"), arg("page_size"), arg("kind"),
+           arg("k_scale"), arg("v_scale"));
+  nb::class_<BoundStep>(module, "Step")
+      .def(nb::init<BoundStep::Longs, BoundStep::Longs, BoundStep::Ints, BoundStep::Ints,
+                    BoundStep::Table, std::optional<BoundStep::Mask>>(),
+           arg("slots"), arg("positions"), arg("query_start"), arg("kv_len"), arg("block_table"),
+           arg("mask").none())
+      .def_ro("T", &BoundStep::T)
+      .def_ro("highest", &BoundStep::highest);
 }

@@ -21,10 +21,12 @@ T* at(uintptr_t address) {
   return reinterpret_cast<T*>(address);
 }
 
-void route(uintptr_t logits, int64_t T, int64_t experts, int64_t top_k, const std::string& score,
-           bool normalize, double epsilon, double scale, int64_t groups, int64_t kept_groups,
-           int64_t group_best, uintptr_t bias, uintptr_t chosen, uintptr_t weights) {
-  if (T < 0 || top_k < 1 || top_k > experts) {
+using fewbits::Routing;
+
+void make_routing(Routing* self, int64_t experts, int64_t top_k, const std::string& score,
+                  bool normalize, double epsilon, double scale, int64_t groups, int64_t kept_groups,
+                  int64_t group_best, uintptr_t bias) {
+  if (top_k < 1 || top_k > experts) {
     throw std::invalid_argument("of " + std::to_string(experts) + " experts " +
                                 std::to_string(top_k) + " can't be chosen");
   }
@@ -37,17 +39,21 @@ void route(uintptr_t logits, int64_t T, int64_t experts, int64_t top_k, const st
   if (score != "softmax" && score != "sigmoid") {
     throw std::invalid_argument("a score is softmax or sigmoid, not " + score);
   }
-  const fewbits::Routing routing = {
-      experts,
-      top_k,
-      score == "softmax" ? fewbits::Score::softmax : fewbits::Score::sigmoid,
-      normalize,
-      epsilon,
-      scale,
-      at<const float>(bias),
-      groups,
-      kept_groups,
-      group_best};
+  new (self) Routing{experts,
+                     top_k,
+                     score == "softmax" ? fewbits::Score::softmax : fewbits::Score::sigmoid,
+                     normalize,
+                     epsilon,
+                     scale,
+                     at<const float>(bias),
+                     groups,
+                     kept_groups,
+                     group_best};
+}
+
+void route(const Routing& routing, uintptr_t logits, int64_t T, uintptr_t chosen,
+           uintptr_t weights) {
+  if (T < 0) throw std::invalid_argument("the number of tokens can't be negative");
   fewbits::route(routing, at<const float>(logits), T, at<int32_t>(chosen), at<float>(weights));
 }
 
@@ -80,11 +86,10 @@ void bind_experts(nb::module_& module) {
       .def("__init__", &make_experts, arg("experts"), arg("activation"), arg("limit"))
       .def("run", &run, arg("x"), arg("chosen"), arg("weights"), arg("T"), arg("k"), arg("y"),
            nb::call_guard<nb::gil_scoped_release>());
-  module.def("route", &route, arg("logits"), arg("T"), arg("experts"), arg("top_k"), arg("score"),
-             arg("normalize"), arg("epsilon"), arg("scale"), arg("groups"), arg("kept_groups"),
-             arg("group_best"), arg("bias"), arg("chosen"), arg("weights"),
-             nb::call_guard<nb::gil_scoped_release>(),
-             "Of logits float32 [T, experts] the best, int32 [T, top_k], and their weights, "
-             "float32 [T, top_k]. bias float32 [experts], or 0, is added for the choice alone. "
-             "See native/experts/route.h.");
+  nb::class_<Routing>(module, "Routing")
+      .def("__init__", &make_routing, arg("experts"), arg("top_k"), arg("score"), arg("normalize"),
+           arg("epsilon"), arg("scale"), arg("groups"), arg("kept_groups"), arg("group_best"),
+           arg("bias"))
+      .def("route", &route, arg("logits"), arg("T"), arg("chosen"), arg("weights"),
+           nb::call_guard<nb::gil_scoped_release>());
 }

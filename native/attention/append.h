@@ -87,8 +87,8 @@ void append_tokens(const AppendTokens& task, int64_t begin, int64_t end) {
   const int D = task.D, half = task.rotary_dim / 2;
   float pair_cos[kMaxHeadDim], pair_sin[kMaxHeadDim], head[kMaxHeadDim];
   for (int64_t t = begin; t < end; ++t) {
-    const float* cos = task.cos + t * half;
-    const float* sin = task.sin + t * half;
+    const float* cos = task.cos + task.positions[t] * half;
+    const float* sin = task.sin + task.positions[t] * half;
     if (task.interleaved) {
       for (int i = 0; i < half; ++i) {
         pair_cos[2 * i] = pair_cos[2 * i + 1] = cos[i];

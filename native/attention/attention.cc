@@ -390,11 +390,11 @@ thread_local Scratch Attention::scratch_;
 
 void attend(const Attend& task) { Attention(task).run(); }
 
-void rope_and_append(const AppendTokens& task, int64_t T) {
+void rope_and_append(const AppendTokens& task) {
   const int64_t channels =
-      T * (task.D * (task.heads + task.kv_heads) + task.value_D * task.kv_heads);
+      task.T * (task.D * (task.heads + task.kv_heads) + task.value_D * task.kv_heads);
   auto append = [&](int64_t begin, int64_t end) { kernels().append_tokens(task, begin, end); };
-  for_range(T, channels >= kParallelAppend, append);
+  for_range(task.T, channels >= kParallelAppend, append);
 }
 
 }  // namespace fewbits

@@ -77,24 +77,22 @@ struct AttendChunk {
   float* accumulator_scratch;  // [rows][value_stride]
 };
 
-// New tokens: per-head RMS norm and rotary embedding of q (in place) and k, then k and v rounded to
-// the cache's type (to nearest, ties to even; fp8: x / scale clamped to +-448; int8: x / scale with
-// scale = max |x| / 127 of the head's numbers, NaN where one of them is not finite) and stored at
-// their slots. k and v are left as they are.
-struct AppendTokens {
-  float* query;        // [T, heads * D]
-  const float* key;    // [T, kv_heads * D]
-  const float* value;  // [T, kv_heads * value_D]; not read where keys hold the values
+// A layer's attention, the same in every pass.
+struct AttentionSpec {
   int heads, kv_heads, D, value_D;
   // Of a head the channels [rotary_begin, rotary_begin + rotary_dim) are rotated; even.
   int rotary_begin, rotary_dim;
   bool interleaved;  // pairs (2i, 2i + 1) instead of (i, i + rotary_dim / 2), from rotary_begin on
-  const float* cos;  // [T, rotary_dim / 2]
-  const float* sin;
   const float* query_norm;  // [D] or null
   const float* key_norm;    // [D] or null
   float norm_eps, norm_offset;
-  const int64_t* slots;  // [T]
+  float scale;
+  int window;          // 0: none; else an entry is seen if its position > the row's - window
+  const float* sinks;  // [heads] or null: one more logit per head, without a value
+};
+
+// The cache of one layer.
+struct LayerCache {
   void* key_cache;
   void* value_cache;
   int page_size;
@@ -103,30 +101,41 @@ struct AppendTokens {
   float* value_scale;  // null
 };
 
-struct Attend {
-  const float* query;  // [T, heads * D]
-  float* out;          // [T, heads * value_D]
+// The tokens of a pass.
+struct Step {
   int64_t T;
-  int heads, kv_heads, D, value_D;
+  const int64_t* slots;      // [T]
+  const int64_t* positions;  // [T], none negative
   int sequences;
   const int32_t* query_start;  // [sequences + 1] rows of the batch
   const int32_t* kv_len;  // [sequences] entries, those of the batch's rows included (they are last)
   const int32_t* block_table;  // [sequences, max_pages]
   int max_pages;
-  const int64_t* positions;  // [T]
-  const void* key_cache;
-  const void* value_cache;
-  int page_size;
-  CacheKind kind;
-  const float* key_scale;  // as in AppendTokens
-  const float* value_scale;
-  float scale;
-  int window;           // 0: none; else an entry is seen if its position > the row's - window
-  const float* sinks;   // [heads] or null: one more logit per head, without a value
   const uint8_t* mask;  // [T, T] or null: which of the batch's rows each sees (itself included)
 };
 
-void rope_and_append(const AppendTokens& task, int64_t T);
+// Of all positions up to the highest of a pass: [positions, rotary_dim / 2].
+struct Rotation {
+  const float* cos;
+  const float* sin;
+};
+
+// New tokens: per-head RMS norm and rotary embedding of q (in place) and k, then k and v rounded to
+// the cache's type (to nearest, ties to even; fp8: x / scale clamped to +-448; int8: x / scale with
+// scale = max |x| / 127 of the head's numbers, NaN where one of them is not finite) and stored at
+// their slots. k and v are left as they are.
+struct AppendTokens : AttentionSpec, LayerCache, Step, Rotation {
+  float* query;        // [T, heads * D]
+  const float* key;    // [T, kv_heads * D]
+  const float* value;  // [T, kv_heads * value_D]; not read where keys hold the values
+};
+
+struct Attend : AttentionSpec, LayerCache, Step {
+  const float* query;  // [T, heads * D]
+  float* out;          // [T, heads * value_D]
+};
+
+void rope_and_append(const AppendTokens& task);
 void attend(const Attend& task);
 
 // The tiers.

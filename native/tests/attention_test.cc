@@ -116,7 +116,7 @@ class Sequence {
     append();
   }
 
-  std::vector<float> run(int begin, int end, int window) const {
+  std::vector<float> run(int begin, int end, int window) {
     std::vector<float> out(size_t(end - begin) * shape_.heads * shape_.value_D);
     const int32_t query_start[] = {0, end - begin}, kv_len[] = {end};
     std::vector<int64_t> positions;
@@ -232,13 +232,15 @@ class Sequence {
   }
 
   void append() {
-    std::vector<int64_t> slots;
+    std::vector<int64_t> slots, positions;
     for (int j = 0; j < length_; ++j) {
+      positions.push_back(j);
       slots.push_back(int64_t{table_[j / kPageSize]} * kPageSize + j % kPageSize);
     }
     const int half = shape_.D / 4;  // half of the channels are rotated, by nothing
     const std::vector<float> cos(size_t(length_) * half, 1.0f), sin(size_t(length_) * half, 0.0f);
     AppendTokens task{};
+    task.T = length_;
     task.query = q_.data();
     task.key = k_.data();
     task.value = shape_.in_keys ? nullptr : v_.data();
@@ -252,6 +254,7 @@ class Sequence {
     task.cos = cos.data();
     task.sin = sin.data();
     task.slots = slots.data();
+    task.positions = positions.data();
     task.key_cache = keys_.data();
     task.value_cache = (shape_.in_keys ? keys_ : values_).data();
     task.page_size = kPageSize;
@@ -259,7 +262,7 @@ class Sequence {
     task.key_scale = scaled() ? key_scale_.data() : nullptr;
     task.value_scale = scaled() ? (shape_.in_keys ? key_scale_ : value_scale_).data() : nullptr;
     const std::vector<float> before = q_;
-    rope_and_append(task, length_);
+    rope_and_append(task);
     CHECK(memcmp(before.data(), q_.data(), q_.size() * sizeof(float)) == 0,
           "a rotation by nothing changed a query");
   }
@@ -272,7 +275,7 @@ class Sequence {
 };
 
 void test_shape(const Shape& shape, int length, int window) {
-  const Sequence sequence(shape, length, static_cast<uint32_t>(length + window));
+  Sequence sequence(shape, length, static_cast<uint32_t>(length + window));
   const size_t row = size_t(shape.heads) * shape.value_D;
   set_thread_count(1);
   const std::vector<float> whole = sequence.run(0, length, window);

@@ -142,70 +142,122 @@ class Experts:
 # Attention and elementwise operations. Arguments that are int stand for addresses of contiguous arrays, whose dtype and
 # shape the docstring gives; 0 where there is none. The caller answers for them.
 
-def rope_and_append(
-    q: int,
-    k: int,
-    v: int,
-    T: int,
-    heads: int,
-    kv_heads: int,
-    D: int,
-    value_D: int,
-    rotary_begin: int,
-    rotary_dim: int,
-    interleaved: bool,
-    cos: int,
-    sin: int,
-    q_norm: int,
-    k_norm: int,
-    norm_eps: float,
-    norm_offset: float,
-    slots: int,
-    k_cache: int,
-    v_cache: int,
-    page_size: int,
-    cache_kind: str,
-    k_scale: int,
-    v_scale: int,
-) -> None:
-    """Norm and rotate q in place and k; store k and v in the cache at their slots.
+class AttentionSpec:
+    """A layer's attention: grouped queries of D numbers, of which rotary_dim from rotary_begin on are rotated.
 
-    q float32 [T, heads * D], k [T, kv_heads * D], v [T, kv_heads * value_D], cos and sin [T, rotary_dim / 2] for the
-    channels from rotary_begin on, norms [D], slots int64 [T], caches [pages, kv_heads, page_size, D or value_D] of
-    cache_kind "f32", "bf16", "f16", "fp8" or "int8"; scales float32 [kv_heads] for fp8, [pages, kv_heads, page_size]
-    for int8, which are stored here too. ValueError where sizes can't be.
+    Norms float32 [D], sinks float32 [heads]; see native/attention/attention.h. ValueError where sizes can't be.
     """
 
-def attend(
-    q: int,
-    out: int,
-    T: int,
-    heads: int,
-    kv_heads: int,
-    D: int,
-    value_D: int,
-    query_start: int,
-    sequences: int,
-    kv_len: int,
-    block_table: int,
-    max_pages: int,
-    positions: int,
-    k_cache: int,
-    v_cache: int,
-    page_size: int,
-    cache_kind: str,
-    k_scale: int,
-    v_scale: int,
-    scale: float,
-    window: int,
-    sinks: int,
-    mask: int,
-) -> None:
-    """softmax(scale q K^T) V over what each token sees, into out; q float32 [T, heads * D], out [T, heads * value_D].
+    def __init__(
+        self,
+        heads: int,
+        kv_heads: int,
+        D: int,
+        value_D: int,
+        rotary_begin: int,
+        rotary_dim: int,
+        interleaved: bool,
+        q_norm: int,
+        k_norm: int,
+        norm_eps: float,
+        norm_offset: float,
+        scale: float,
+        window: int,
+        sinks: int,
+    ) -> None: ...
+    def rope_and_append(self, q: int, k: int, v: int, step: Step, cache: LayerCache, cos: int, sin: int) -> None:
+        """Norm and rotate q in place and k; store k and v in the cache at their slots.
 
-    query_start int32 [sequences + 1], kv_len int32 [sequences], block_table int32 [sequences, max_pages], positions
-    int64 [T], sinks float32 [heads], mask uint8 [T, T]; the rest as above. ValueError where lengths don't fit.
+        q float32 [T, heads * D], k [T, kv_heads * D], v [T, kv_heads * value_D], cos and sin [positions,
+        rotary_dim / 2] up to the step's highest.
+        """
+
+    def attend(self, q: int, out: int, step: Step, cache: LayerCache) -> None:
+        """softmax(scale q K^T) V over what each token sees, into out; q float32 [T, heads * D], out [T, heads *
+        value_D]. ValueError where the step's lengths don't fit the cache.
+        """
+
+class LayerCache:
+    """Arrays [pages, kv_heads, page_size, D or value_D] of kind "f32", "bf16", "f16", "fp8" or "int8".
+
+    Values in the array of the keys are their first value_D numbers. Scales: float32 [kv_heads] for fp8, [pages,
+    kv_heads, page_size] for int8, which are stored with the keys and values. ValueError where they don't go together.
     """
+
+    def __init__(self, keys: int, values: int, page_size: int, kind: str, k_scale: int, v_scale: int) -> None: ...
+
+class Step:
+    """The tokens of a pass. It keeps its arrays. ValueError where they don't fit together."""
+
+    def __init__(
+        self,
+        slots: Array,
+        positions: Array,
+        query_start: Array,
+        kv_len: Array,
+        block_table: Array,
+        mask: Array | None,
+    ) -> None:
+        """int64 [T], int64 [T], int32 [sequences + 1], int32 [sequences], int32 [sequences, max_pages] and uint8 [T, T],
+        as `kernels.batch.Batch` has them.
+        """
+
+    @property
+    def T(self) -> int: ...
+    @property
+    def highest(self) -> int:
+        """Position, 0 where there is none."""
+
+class Source:
+    """Rows that a step of a program takes: a value's, or computed of values on the way."""
+
+    @staticmethod
+    def plain(x: int) -> Source: ...
+    @staticmethod
+    def normed(x: int, weight: int, eps: float, offset: float) -> Source: ...
+    @staticmethod
+    def gated(gate: int, up: int, activation: str, limit: float) -> Source: ...
+
+class Program:
+    """Steps on values, which have numbers: first the inputs', then what `value` gives. See native/program/program.h.
+
+    Arrays whose addresses a step's arguments have must outlive it.
+    """
+
+    def __init__(self, inputs: int) -> None: ...
+    def value(self, width: int) -> int:
+        """A new value [T, width], which the next step makes."""
+
+    def multiply(self, gemm: Gemm, x: Source, y: Sequence[int], add: bool) -> None: ...
+    def compute(self, x: Source, width: int, y: int) -> None: ...
+    def rope_and_append(self, spec: AttentionSpec, q: int, k: int, v: int, cache: int, rotation: int) -> None:
+        """v is -1 where keys hold the values; `cache` and `rotation` number `run`'s."""
+
+    def attend(self, spec: AttentionSpec, q: int, out: int, cache: int) -> None: ...
+    def scale_by_sigmoid(self, x: int, gates: int, heads: int, width: int) -> None: ...
+    def add(self, x: int, to: int, width: int) -> None: ...
+    def copy(self, x: int, y: int, heads: int, width: int, begin: int, count: int, y_width: int, place: int) -> None:
+        """Channels [begin, begin + count) of each of the `heads` parts, `width` wide, to those of y from `place` on."""
+
+    def route(self, routing: Routing, logits: int, chosen: int, weights: int) -> None: ...
+    def experts(self, experts: Experts, x: int, chosen: int, weights: int, k: int, y: int) -> None: ...
+    @property
+    def steps(self) -> int: ...
+    def width(self) -> int:
+        """Numbers of memory that a token takes in `run`. No step may follow."""
+
+    def run(
+        self,
+        inputs: Sequence[int],
+        memory: int,
+        step: Step,
+        caches: Sequence[LayerCache],
+        rotations: Sequence[tuple[int, int]],
+        nanoseconds: int,
+    ) -> None:
+        """Every step; an exception of a signal's handler ends it between two. memory float32 [T, width()]; rotations
+        are cosines and sines; nanoseconds, int64 [steps] or 0: what each took is added.
+        """
 
 def rms_norm(x: int, weight: int, y: int, T: int, H: int, eps: float, offset: float) -> None:
     """y = x / sqrt(mean(x^2) + eps) * (weight + offset) for rows [T, H] of float32."""
@@ -216,27 +268,26 @@ def gated(gate: int, up: int, y: int, T: int, I: int, activation: str = "silu", 
 def scale_by_sigmoid(x: int, gate: int, T: int, heads: int, width: int) -> None:
     """x[t, h, :] *= sigmoid(gate[t, h]), in place; x float32 [T, heads, width], gate float32 [T, heads]."""
 
-def route(
-    logits: int,
-    T: int,
-    experts: int,
-    top_k: int,
-    score: str,
-    normalize: bool,
-    epsilon: float,
-    scale: float,
-    groups: int,
-    kept_groups: int,
-    group_best: int,
-    bias: int,
-    chosen: int,
-    weights: int,
-) -> None:
-    """Of logits float32 [T, experts] the best, int32 [T, top_k], best first, and their weights, float32 [T, top_k].
-
-    bias float32 [experts] is added for the choice alone. They are `groups` of neighbours; the choice is among those of
-    the kept_groups whose group_best best experts add up to most. ValueError where numbers can't be.
+class Routing:
+    """Which experts a token goes to: `native/experts/route.h`, `ops.Routing`. bias float32 [experts] is added for the
+    choice alone. ValueError where numbers can't be.
     """
+
+    def __init__(
+        self,
+        experts: int,
+        top_k: int,
+        score: str,
+        normalize: bool,
+        epsilon: float,
+        scale: float,
+        groups: int,
+        kept_groups: int,
+        group_best: int,
+        bias: int,
+    ) -> None: ...
+    def route(self, logits: int, T: int, chosen: int, weights: int) -> None:
+        """Of logits float32 [T, experts] the best, int32 [T, top_k], best first, and their weights, float32."""
 
 def argmax(x: int, R: int, V: int, columns: int) -> None:
     """Into columns int64 [R]: of each row of x float32 [R, V] the first NaN, or else the first of the largest."""

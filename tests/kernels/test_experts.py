@@ -126,10 +126,10 @@ def test_more_experts_than_there_are():
     with pytest.raises(ValueError, match="of 3 experts 4 can't be chosen"):
         CpuOps().route(Routing(4), None)(row(1, 2, 3))
     with pytest.raises(ValueError, match="softmax or sigmoid"):
-        _native.route(0, 0, 3, 1, "tanh", True, 0.0, 1.0, 1, 1, 1, 0, 0, 0)
+        _native.Routing(3, 1, "tanh", True, 0.0, 1.0, 1, 1, 1, 0)
     for groups, kept, best in ((2, 1, 1), (0, 1, 1), (3, 4, 1), (3, 0, 1), (3, 1, 2), (3, 1, 1)):
         with pytest.raises(ValueError, match="can't be chosen from"):
-            _native.route(0, 0, 3, 2, "softmax", True, 0.0, 1.0, groups, kept, best, 0, 0, 0)
+            _native.Routing(3, 2, "softmax", True, 0.0, 1.0, groups, kept, best, 0)
 
 
 # ---- gates

@@ -94,6 +94,10 @@ class Cache:
                 value = np.clip(value / scale[:, None], -448, 448)
             self.entry(array, s, j)[:] = value.astype(np.float32).astype(DTYPES[self.kind]).view(RAW[self.kind])
 
+    def native(self):
+        scales = (address(self.k_scale), address(self.v_scale))
+        return _native.LayerCache(address(self.k), address(self.v), self.page_size, self.kind, *scales)
+
     def read(self, s, j):
         """The entry's key and value in float64, [kv_heads, D] and [kv_heads, value_D]."""
         out = []
@@ -128,12 +132,13 @@ class Batch:
         kv_len = np.array([past + rows for past, rows in self.sequences], np.int32)
         starts = self.starts
         c = self.cache
-        _native.attend(
-            address(self.q), address(out), len(self.q), self.heads, c.kv_heads, c.D, c.value_D, address(starts),
-            len(self.sequences), address(kv_len), address(c.block_table), c.block_table.shape[1],
-            address(self.positions), address(c.k), address(c.v), c.page_size, c.kind, address(c.k_scale),
-            address(c.v_scale), self.scale, self.window, address(self.sinks), address(self.mask),
+        slots = np.zeros(len(self.q), np.int64)
+        step = _native.Step(slots, self.positions, starts, kv_len, c.block_table, self.mask)
+        spec = _native.AttentionSpec(
+            self.heads, c.kv_heads, c.D, c.value_D, 0, 0, False, 0, 0, 0.0, 0.0, self.scale, self.window,
+            address(self.sinks),
         )  # fmt: skip
+        spec.attend(address(self.q), address(out), step, c.native())
         return out
 
     def scaled_query(self):
@@ -434,12 +439,13 @@ def test_refuses_what_cannot_be():
 def append(cache, q, k, v, slots, cos, sin, *, interleaved=False, begin=0, q_norm=None, k_norm=None,
            eps=1e-6, offset=0.0):  # fmt: skip
     T, heads = len(k), q.shape[1] // cache.D
-    _native.rope_and_append(
-        address(q), address(k), address(v), T, heads, cache.kv_heads, cache.D, cache.value_D, begin,
-        2 * cos.shape[1], interleaved,
-        address(cos), address(sin), address(q_norm), address(k_norm), eps, offset, address(slots), address(cache.k),
-        address(cache.v), cache.page_size, cache.kind, address(cache.k_scale), address(cache.v_scale),
+    spec = _native.AttentionSpec(
+        heads, cache.kv_heads, cache.D, cache.value_D, begin, 2 * cos.shape[1], interleaved, address(q_norm),
+        address(k_norm), eps, offset, 1.0, 0, 0,
     )  # fmt: skip
+    starts, lengths = np.array([0, T], np.int32), np.array([T], np.int32)
+    step = _native.Step(slots, np.arange(T), starts, lengths, cache.block_table[:1], None)
+    spec.rope_and_append(*map(address, (q, k, v)), step, cache.native(), address(cos), address(sin))
 
 
 def awkward_floats():

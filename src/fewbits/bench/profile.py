@@ -1,7 +1,7 @@
 """Where the time of a pass goes, operation by operation.
 
 A second decoder of the same packed weights is built from operations and kernels that time what they wrap, so that
-neither models nor layers know of it.
+neither models nor layers know of it. Of blocks that are one call, native code times the steps.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from fewbits.bench.passes import Case, Passes
 from fewbits.engine.llm import LLM
 from fewbits.kernels import Kernel
 from fewbits.kernels.batch import LayerCache
+from fewbits.kernels.cpu.program import Program, labelled
 from fewbits.kernels.latent import PackedLatents
 from fewbits.kernels.ops import (
     Activation,
@@ -62,16 +63,35 @@ class Operation:
 
 class _Clock:
     def __init__(self) -> None:
-        self.seconds: defaultdict[str, float] = defaultdict(float)
+        self._seconds: defaultdict[str, float] = defaultdict(float)
+        self._programs: list[tuple[Program, Any]] = []
 
     def timed(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
         def wrapper(*arguments: Any, **named: Any) -> Any:
             begin = time.perf_counter()
-            result = call(*arguments, **named)
-            self.seconds[name] += time.perf_counter() - begin
+            with labelled(name):
+                result = call(*arguments, **named)
+            self._seconds[name] += time.perf_counter() - begin
             return result
 
         return wrapper
+
+    def timed_program(self, program: Program) -> Program:
+        self._programs.append((program, program.timed()))
+        return program
+
+    def clear(self) -> None:
+        self._seconds.clear()
+        for _, nanoseconds in self._programs:
+            nanoseconds[:] = 0
+
+    def seconds(self) -> dict[str, float]:
+        total = self._seconds.copy()
+        for program, nanoseconds in self._programs:
+            for name, one in zip(program.labels, nanoseconds, strict=True):
+                if name:
+                    total[name] += 1e-9 * float(one)
+        return total
 
 
 class _TimedAttention:
@@ -91,6 +111,10 @@ class _TimedOps:
         self.norm, self.gate, self.argmax = ops.norm, ops.gate, ops.argmax
         self.scale_by_sigmoid, self.add, self.computed = ops.scale_by_sigmoid, ops.add, ops.computed
         self.cut, self.beside = ops.cut, ops.beside
+
+    def fused(self, block: Callable[..., None], widths: Sequence[int], caches: int) -> Callable[..., None] | None:
+        program = self._ops.fused(block, widths, caches)
+        return self._clock.timed_program(program) if isinstance(program, Program) else program
 
     def attention(self, spec: AttentionSpec) -> Attention:
         return _TimedAttention(self._ops.attention(spec), self._clock)
@@ -153,12 +177,12 @@ def profile(llm: LLM, case: Case, repeats: int) -> list[Operation]:
     """The operations of a pass, means over `repeats` calls of `Passes.seconds`. Their shares add up to 1."""
     model = _TimedModel(llm)
     passes = Passes(llm, case, model)
-    seconds = model.clock.seconds
     passes.seconds()  # the cache grows to its size
-    seconds.clear()
+    model.clock.clear()
     passes.steps.clear()
     for _ in range(repeats):
         passes.seconds()
+    seconds = model.clock.seconds()
     forward = seconds.pop(_FORWARD)
     whole, count = sum(passes.steps), len(passes.steps)
     seconds["rest of forward"] = forward - sum(seconds.values())

@@ -73,6 +73,8 @@ def halves(linear: QLinear, rows: HeadRows, exact: bool = False) -> Halves:
 def quantized_latents(linear: QLinear) -> Callable[[Array], Array]:
     """float32 [T, rank] → the same numbers as the product's input is quantized, or as they are."""
     act, static = linear.act, reference.statics(linear)
+    if act is None:
+        return lambda latents: latents
     return lambda latents: reference.input_of(np.asarray(latents), act, static)
 
 

@@ -170,6 +170,13 @@ class Ops(Protocol):
     def beside(self, *parts: Array, heads: int = 1) -> Array:
         """Rows of the parts, joined: [T, the sum of their widths]; head by head where a row is of several."""
 
+    def fused(self, block: Callable[..., None], widths: Sequence[int], caches: int) -> Callable[..., None] | None:
+        """A block of these operations and of kernels as one call, or None where the back end has none for it.
+
+        `block(*arrays, step, caches)` changes arrays [T, width], which nothing but operations looks into, in place.
+        `caches` is how many layers' it takes.
+        """
+
     def begin(self, batch: Batch) -> Any:
         """The step: what one forward pass derives from its batch once, for all layers."""
 

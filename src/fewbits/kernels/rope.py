@@ -39,9 +39,14 @@ class RopeTable:
 
     def rows(self, positions: NDArray[Any], highest: int) -> tuple[NDArray[Any], NDArray[Any]]:
         """(cos, sin), float32 [T, rotary_dim / 2], at int64 positions [T]; `highest` is the largest."""
+        cos, sin = self.upto(highest)
+        return cos[positions], sin[positions]
+
+    def upto(self, highest: int) -> tuple[NDArray[Any], NDArray[Any]]:
+        """(cos, sin), float32 [P, rotary_dim / 2] of positions 0 to P - 1; P is more than `highest`."""
         if highest >= len(self._cos):
             self._grow(highest + 1)
-        return self._cos[positions], self._sin[positions]
+        return self._cos, self._sin
 
     def _grow(self, needed: int) -> None:
         begin, end = len(self._cos), max(needed, 2 * len(self._cos), 512)

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 from fewbits.kernels.batch import Batch, Cache, CacheDtype, CacheLayer
 from fewbits.kernels.ops import Ops
 from fewbits.models.feed_forward import MoeConfig
-from fewbits.models.layer import Layer, LayerConfig
+from fewbits.models.layer import Layer, LayerConfig, Stack
 from fewbits.models.mtp import MtpConfig
 from fewbits.models.needs import Need
 from fewbits.nn.embedding import Embedding, Head
@@ -130,6 +131,7 @@ class Decoder:
         self._layers = [
             Layer(layer, f"{_LAYERS}{index}", norm, params, ops) for index, layer in enumerate(config.layers)
         ]
+        self._stacks: dict[tuple[int, int], Stack] = {}
         self._norm = ops.norm(params["model.norm"], *norm)
         self._head = Head(params["lm_head"])
 
@@ -143,9 +145,17 @@ class Decoder:
         step = ops.begin(batch)
         x = self._embedding(batch.token_ids)
         states = {0: ops.copy(x)} if 0 in taps else {}
-        for boundary, (layer, layer_cache) in enumerate(zip(self._layers, cache.layers, strict=True), 1):
-            layer(x, step, layer_cache)
-            if boundary in taps:
-                states[boundary] = ops.copy(x)
+        for begin, end in pairwise(sorted({0, *taps, len(self._layers)})):
+            self._stack(begin, end)(x, step, cache.layers[begin:end])
+            if end in taps:
+                states[end] = ops.copy(x)
         logits = self._head(self._norm(ops.take(x, batch.logit_rows)))
         return Output(logits, [states[boundary] for boundary in taps])
+
+    def _stack(self, begin: int, end: int) -> Stack:
+        """The layers between two boundaries."""
+        found = self._stacks.get((begin, end))
+        if found is None:
+            layers = self._layers[begin:end]
+            found = self._stacks[begin, end] = Stack(layers, self.config.hidden, self.ops)
+        return found

@@ -17,7 +17,7 @@ from typing import Any
 
 from fewbits.checkpoint.config import Config, shorten
 from fewbits.errors import PlanError
-from fewbits.kernels.batch import Batch, Cache, CacheDtype, CacheLayer
+from fewbits.kernels.batch import Batch, Cache, CacheDtype, CacheLayer, LayerCache
 from fewbits.kernels.ops import Ops
 from fewbits.models.configure import decoder, dense, flag, layer_types, size, unsupported
 from fewbits.models.decoder import DecoderConfig
@@ -269,6 +269,7 @@ class Drafter:
         self._feed_forward = config.layers[0].feed_forward.make(first, params, ops)
         further = enumerate(config.layers[1:], 1)
         self._layers = [Layer(layer, names.layer(index), norm, params, ops) for index, layer in further]
+        self._fused = ops.fused(self._run_layers, (2 * config.hidden, config.hidden), len(config.layers))
         self._norm = ops.norm(params[names.norm], *norm)
         self._head = Head(head)
 
@@ -289,12 +290,16 @@ class Drafter:
         normed = ops.computed(self._state_norm(state))
         both = ops.beside(self._embedding_norm(self._embedding(batch.token_ids)), normed)
         x = ops.copy(normed) if self.config.norm_before_residual else state
-        self._attention(both, x, step, cache.layers[0])
-        self._feed_forward.add_to(self._post_norm(x), x)
-        for layer, layer_cache in zip(self._layers, cache.layers[1:], strict=True):
-            layer(x, step, layer_cache)
+        (self._fused or self._run_layers)(both, x, step, cache.layers)
         x = ops.take(x, batch.logit_rows)
         behind = self._norm(x)
         if self.config.norm_output:
             x = behind = ops.computed(behind)
         return Draft(self._head(behind), x)
+
+    def _run_layers(self, both: Any, x: Any, step: Any, caches: Sequence[LayerCache]) -> None:
+        """The first layer's attention takes in the embedding beside the state."""
+        self._attention(both, x, step, caches[0])
+        self._feed_forward.add_to(self._post_norm(x), x)
+        for layer, cache in zip(self._layers, caches[1:], strict=True):
+            layer(x, step, cache)

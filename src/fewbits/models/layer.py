@@ -1,9 +1,10 @@
-"""A layer of a decoder: attention and feed-forward, each behind its norm."""
+"""A layer of a decoder: attention and feed-forward, each behind its norm; and layers one after the other."""
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 from fewbits.kernels.batch import LayerCache
@@ -42,3 +43,32 @@ class Layer:
     def __call__(self, x: Any, step: Any, cache: LayerCache) -> None:
         self._attention(self._input_norm(x), x, step, cache)
         self._feed_forward.add_to(self._post_norm(x), x)
+
+
+class Stack:
+    """Layers one after the other; as many as the back end can fuse are one call. x [T, hidden] is changed in place."""
+
+    __slots__ = ("_parts",)
+
+    def __init__(self, layers: Sequence[Layer], hidden: int, ops: Ops) -> None:
+        def fused(some: Sequence[Layer]) -> Callable[..., None] | None:
+            return ops.fused(_in_turn(some), (hidden,), len(some))
+
+        self._parts: list[tuple[int, Callable[..., None]]] = []
+        for fuses, neighbours in groupby(layers, lambda layer: fused([layer]) is not None):
+            some = list(neighbours)
+            self._parts.append((len(some), (fuses and fused(some)) or _in_turn(some)))
+
+    def __call__(self, x: Any, step: Any, caches: Sequence[LayerCache]) -> None:
+        begin = 0
+        for count, run in self._parts:
+            run(x, step, caches[begin : begin + count])
+            begin += count
+
+
+def _in_turn(layers: Sequence[Layer]) -> Callable[..., None]:
+    def run(x: Any, step: Any, caches: Sequence[LayerCache]) -> None:
+        for layer, cache in zip(layers, caches, strict=True):
+            layer(x, step, cache)
+
+    return run

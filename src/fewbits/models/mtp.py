@@ -14,7 +14,7 @@ from typing import Any
 
 from fewbits.kernels.batch import Batch, CacheDtype, CacheLayer, LayerCache
 from fewbits.kernels.ops import Ops
-from fewbits.models.layer import Layer, LayerConfig
+from fewbits.models.layer import Layer, LayerConfig, Stack
 from fewbits.models.needs import Need
 from fewbits.nn.embedding import Embedding, Head
 from fewbits.nn.linear import Linear
@@ -75,7 +75,7 @@ class MtpModule:
         self._embedding_norm = ops.norm(params[f"{name}.enorm"], *norm)
         self._state_norm = ops.norm(params[f"{name}.hnorm"], *norm)
         self._projection = Linear(params[f"{name}.eh_proj"])
-        self._layer = Layer(config.layers[index], name, norm, params, ops)
+        self._layer = Stack([Layer(config.layers[index], name, norm, params, ops)], config.hidden, ops)
         self._norm = ops.norm(params[f"{name}.{config.norm}"], *norm)
         self._head = Head(params.get(f"{name}.{config.head}", params["lm_head"]))
 
@@ -84,7 +84,7 @@ class MtpModule:
         ops = self._ops
         embedded = self._embedding_norm(self._embedding(batch.token_ids))
         (x,) = self._projection(ops.beside(embedded, self._state_norm(states)))
-        self._layer(x, ops.begin(batch), cache)
+        self._layer(x, ops.begin(batch), [cache])
         if self._normed:
             x = ops.computed(self._norm(x))
             return Guess(self._head(ops.take(x, batch.logit_rows)), x)

@@ -24,6 +24,7 @@ from fewbits.engine.kvcache import PAGE_SIZE, KVCache, Part
 from fewbits.errors import CheckpointError
 from fewbits.kernels import KERNELS, Kernel, Op
 from fewbits.kernels.cpu.ops import CpuOps
+from fewbits.kernels.cpu.program import Program
 from fewbits.kernels.ops import Chosen, Routing
 from fewbits.kernels.reference.ops import ReferenceOps
 from fewbits.load import Progress, kv_scales, load
@@ -237,7 +238,12 @@ class _ToldOps(CpuOps):
 
     def __init__(self, chosen: Sequence[Chosen]) -> None:
         super().__init__()
+        self._told = bool(chosen)
         self._chosen = iter(chosen)
 
     def route(self, routing: Routing, bias: Array | None) -> Callable[[Array], Chosen]:
         return lambda logits: next(self._chosen)
+
+    def fused(self, block: Callable[..., None], widths: Sequence[int], caches: int) -> Program | None:
+        """Models with experts run operation by operation: native programs route by themselves."""
+        return None if self._told else super().fused(block, widths, caches)

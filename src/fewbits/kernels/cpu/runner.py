@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from fewbits import _native
-from fewbits.kernels.cpu.arrays import Array, Rows, empty
+from fewbits.kernels.cpu.arrays import Array, Rows, Traced, empty, program_of
 
 _address = _native.address
 
@@ -23,16 +23,17 @@ class Runner:
         self._K = self._gemm.K
         self._N = tuple(N)
 
-    def __call__(self, x: Array | Rows, add_to: Array | None = None) -> tuple[Array, ...]:
+    def __call__(self, x: Array | Rows | Traced, add_to: Array | Traced | None = None) -> tuple[Any, ...]:
         M, K = x.shape
         if K != self._K or x.dtype != np.float32:
             raise ValueError(f"x must be float32 [M, {self._K}], not {x.dtype} {list(x.shape)}")
-        if add_to is None:
-            y = tuple([empty(M, N) for N in self._N])
-        elif len(self._N) > 1 or add_to.shape != (M, self._N[0]) or add_to.dtype != np.float32:
+        if add_to is not None and (len(self._N) > 1 or add_to.shape != (M, self._N[0]) or add_to.dtype != np.float32):
             raise ValueError(f"add_to must be float32 [{M}, {self._N[0]}] of a single weight")
-        else:
-            y = (add_to,)
+        program = program_of(x)
+        if program is not None:
+            traced: tuple[Traced, ...] = program.multiply(self._gemm, x, self._N, add_to)
+            return traced
+        y = tuple([empty(M, N) for N in self._N]) if add_to is None else (add_to,)
         addresses = [_address(one) for one in y]
         if isinstance(x, np.ndarray):
             self._gemm.run(_address(x), M, addresses, add_to is not None)

@@ -266,6 +266,9 @@ class ReferenceOps:
         of_heads = [part.reshape(T, heads, part.shape[1] // heads) for part in parts]
         return np.concatenate(of_heads, axis=2).reshape(T, sum(part.shape[1] for part in parts))
 
+    def fused(self, block: Callable[..., None], widths: Sequence[int], caches: int) -> None:
+        """Every operation is a call of its own."""
+
     def begin(self, batch: Batch) -> Step:
         return Step(batch)
 
