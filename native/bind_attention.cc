@@ -1,5 +1,7 @@
 // fewbits._native: attention. Arrays come as addresses, which the caller keeps alive; what can be
 // checked without knowing their sizes is checked here.
+#include "bind_attention.h"
+
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
@@ -10,7 +12,6 @@
 #include <utility>
 
 #include "attention/attention.h"
-#include "bind_attention.h"
 
 namespace nb = nanobind;
 
@@ -89,8 +90,8 @@ void rope_and_append(const AttentionSpec& spec, uintptr_t q, uintptr_t k, uintpt
                      const BoundStep& step, const LayerCache& cache, uintptr_t cos, uintptr_t sin) {
   check_fit(spec, cache);
   const fewbits::Rotation rotation = {at<const float>(cos), at<const float>(sin)};
-  fewbits::rope_and_append({spec, cache, step, rotation, at<float>(q), at<const float>(k),
-                            at<const float>(v)});
+  fewbits::rope_and_append(
+      {spec, cache, step, rotation, at<float>(q), at<const float>(k), at<const float>(v)});
 }
 
 void attend(const AttentionSpec& spec, uintptr_t q, uintptr_t out, const BoundStep& step,

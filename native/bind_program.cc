@@ -59,10 +59,9 @@ void run(const Checked& checked, const std::vector<uintptr_t>& inputs, uintptr_t
   }
   for (const auto& [spec, cache] : checked.attentions) check_fit(spec, *caches[cache]);
   for (const fewbits::LayerCache* cache : caches) check_fit(step, *cache);
-  Program::Arguments arguments = {{},     reinterpret_cast<float*>(memory),
-                                  &step,  caches,
-                                  {},     reinterpret_cast<int64_t*>(nanoseconds),
-                                  handle_signals};
+  Program::Arguments arguments = {
+      {}, reinterpret_cast<float*>(memory),        &step,         caches,
+      {}, reinterpret_cast<int64_t*>(nanoseconds), handle_signals};
   for (const uintptr_t input : inputs) {
     arguments.inputs.push_back(reinterpret_cast<float*>(input));
   }
@@ -86,9 +85,8 @@ void bind_program(nb::module_& module) {
       .def("value", [](Checked& self, int64_t width) { return self.program.value(width); })
       .def("multiply",
            [](Checked& self, std::shared_ptr<fewbits::Gemm> gemm, const Program::Source& x,
-              std::vector<Value> y, bool add) {
-             self.program.multiply(std::move(gemm), x, std::move(y), add);
-           })
+              std::vector<Value> y,
+              bool add) { self.program.multiply(std::move(gemm), x, std::move(y), add); })
       .def("compute", [](Checked& self, const Program::Source& x, int64_t width,
                          Value y) { self.program.compute(x, width, y); })
       .def("rope_and_append",
@@ -105,13 +103,12 @@ void bind_program(nb::module_& module) {
              self.caches = std::max(self.caches, cache + 1);
              self.program.attend(spec, q, out, cache);
            })
-      .def("scale_by_sigmoid", [](Checked& self, Value x, Value gates, int64_t heads,
-                                  int64_t width) {
-        self.program.scale_by_sigmoid(x, gates, heads, width);
-      })
-      .def("add", [](Checked& self, Value x, Value to, int64_t width) {
-        self.program.add(x, to, width);
-      })
+      .def("scale_by_sigmoid",
+           [](Checked& self, Value x, Value gates, int64_t heads, int64_t width) {
+             self.program.scale_by_sigmoid(x, gates, heads, width);
+           })
+      .def("add",
+           [](Checked& self, Value x, Value to, int64_t width) { self.program.add(x, to, width); })
       .def("copy",
            [](Checked& self, Value x, Value y, int64_t heads, int64_t width, int64_t begin,
               int64_t count, int64_t y_width, int64_t place) {
@@ -121,9 +118,8 @@ void bind_program(nb::module_& module) {
                        Value weights) { self.program.route(routing, logits, chosen, weights); })
       .def("experts",
            [](Checked& self, std::shared_ptr<fewbits::Experts> experts, Value x, Value chosen,
-              Value weights, int64_t k, Value y) {
-             self.program.experts(std::move(experts), x, chosen, weights, k, y);
-           })
+              Value weights, int64_t k,
+              Value y) { self.program.experts(std::move(experts), x, chosen, weights, k, y); })
       .def_prop_ro("steps", [](const Checked& self) { return self.program.steps(); })
       .def("width", [](Checked& self) { return self.program.width(); })
       .def("run", &run, arg("inputs"), arg("memory"), arg("step"), arg("caches"), arg("rotations"),

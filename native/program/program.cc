@@ -29,7 +29,7 @@ struct Program::Frame {
 
   RowSource source(const Source& source) const {
     const bool gated = source.kind == RowSource::Kind::gated;
-    return {source.kind, at(source.x), gated ? at(source.up) : source.weight,
+    return {source.kind, at(source.x),  gated ? at(source.up) : source.weight,
             source.eps,  source.offset, source.gating};
   }
 };
@@ -144,7 +144,9 @@ int64_t Program::width() {
     alive.erase(std::remove_if(alive.begin(), alive.end(),
                                [&](const Made* other) { return other->last < made.first; }),
                 alive.end());
-    const auto end = [](const Made* one) { return one->offset + (one->width + kLine - 1) / kLine * kLine; };
+    const auto end = [](const Made* one) {
+      return one->offset + (one->width + kLine - 1) / kLine * kLine;
+    };
     auto after = alive.begin();
     made.offset = 0;
     while (after != alive.end() && (*after)->offset < made.offset + made.width) {

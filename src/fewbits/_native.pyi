@@ -198,8 +198,8 @@ class Step:
         block_table: Array,
         mask: Array | None,
     ) -> None:
-        """int64 [T], int64 [T], int32 [sequences + 1], int32 [sequences], int32 [sequences, max_pages] and uint8 [T, T],
-        as `kernels.batch.Batch` has them.
+        """int64 [T] twice, int32 [sequences + 1], int32 [sequences], int32 [sequences, max_pages], uint8 [T, T]: as
+        `kernels.batch.Batch` has them.
         """
 
     @property

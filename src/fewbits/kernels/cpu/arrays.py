@@ -52,6 +52,9 @@ class Traced:
     __mul__ = __rmul__ = __matmul__ = __bool__ = _no_numbers
 
 
+Operand = Any  # of an operation: an Array or Rows, or a Traced
+
+
 class Rows(ABC):
     """Rows, float32 [M, K], of what arrays hold when they are used: a product computes them as it takes them in, NumPy
     (`np.asarray`) gets an array.
@@ -86,7 +89,7 @@ class Normed(Rows):
 
     __slots__ = ("_eps", "_offset", "_weight", "_x")
 
-    def __init__(self, x: Array | Traced, weight: Array, eps: float, offset: float) -> None:
+    def __init__(self, x: Operand, weight: Array, eps: float, offset: float) -> None:
         self.shape, self.program = x.shape, program_of(x)
         self._x, self._weight, self._eps, self._offset = x, weight, eps, offset
 
@@ -108,7 +111,7 @@ class Gated(Rows):
 
     __slots__ = ("_activation", "_gate", "_up")
 
-    def __init__(self, gate: Array | Traced, up: Array | Traced, activation: tuple[str, float]) -> None:
+    def __init__(self, gate: Operand, up: Operand, activation: tuple[str, float]) -> None:
         self.shape, self.program = gate.shape, program_of(gate)
         self._activation, self._gate, self._up = activation, gate, up
 

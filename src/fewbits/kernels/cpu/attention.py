@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from fewbits import _native
 from fewbits.kernels.batch import Batch, LayerCache
-from fewbits.kernels.cpu.arrays import Traced, empty
+from fewbits.kernels.cpu.arrays import Operand, Traced, empty
 from fewbits.kernels.ops import AttentionSpec
 from fewbits.kernels.rope import RopeTable
 
@@ -63,12 +62,11 @@ class Attention:
         rotary = (spec.rope.begin, spec.rope.rotary_dim, spec.rope.interleaved)
         norms = (q_norm, k_norm, spec.norm_eps, spec.norm_offset)
         sizes = (spec.heads, spec.kv_heads, spec.head_dim, spec.value_dim)
-        self._native = _native.AttentionSpec(*sizes, *rotary, *norms, spec.scale, spec.window, sinks)
+        constants: list[Any] = [*sizes, *rotary, *norms, spec.scale, spec.window, sinks]
+        self._native: Any = _native.AttentionSpec(*constants)
         self._cache = NativeCache()
 
-    def rope_and_append(
-        self, q: Array | Traced, k: Array | Traced, v: Array | Traced | None, step: Any, cache: Any
-    ) -> None:
+    def rope_and_append(self, q: Operand, k: Operand, v: Operand, step: Any, cache: Any) -> None:
         if isinstance(q, Traced):
             q.program.keep(self._spec)
             q.program.rope_and_append(self._native, self._table, q, k, v, cache)
@@ -77,7 +75,7 @@ class Attention:
         addresses = (_address(q), _address(k), 0 if v is None else _address(v))
         self._native.rope_and_append(*addresses, step.native, self._cache.of(cache), _address(cos), _address(sin))
 
-    def attend(self, q: Array | Traced, step: Any, cache: Any) -> Array | Traced:
+    def attend(self, q: Operand, step: Any, cache: Any) -> Operand:
         if isinstance(q, Traced):
             return q.program.attend(self._native, self._width, q, cache)
         out = empty(len(q), self._width)

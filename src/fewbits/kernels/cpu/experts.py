@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from fewbits import _native
-from fewbits.kernels.cpu.arrays import Array, Traced
+from fewbits.kernels.cpu.arrays import Operand, Traced
 from fewbits.kernels.cpu.linear import PackedLinear
 from fewbits.kernels.ops import Activation, Chosen, Expert
 
@@ -28,7 +28,7 @@ class NativeExperts:
         products = [([packed.product() for _, packed in expert.inputs], expert.down[1].product()) for expert in experts]
         self._experts = _native.Experts(products, activation.name, activation.limit)
 
-    def __call__(self, x: Array | Traced, chosen: Chosen, add_to: Array | Traced) -> None:
+    def __call__(self, x: Operand, chosen: Chosen, add_to: Operand) -> None:
         if x.dtype != np.float32 or x.shape != add_to.shape or add_to.dtype != np.float32:
             raise ValueError(f"x and add_to must be float32 of one shape, not {list(x.shape)} and {list(add_to.shape)}")
         if isinstance(x, Traced):

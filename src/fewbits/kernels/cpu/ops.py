@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from fewbits import _native
 from fewbits.kernels.batch import Batch
-from fewbits.kernels.cpu.arrays import Gated, Normed, Rows, Traced, empty, program_of
+from fewbits.kernels.cpu.arrays import Gated, Normed, Operand, Traced, empty, program_of
 from fewbits.kernels.cpu.attention import Attention, Step
 from fewbits.kernels.cpu.experts import NativeExperts, all_native
 from fewbits.kernels.cpu.program import Program, fused
@@ -54,7 +54,7 @@ class CpuOps:
         def native(experts: int) -> Any:
             return _native.Routing(experts, *how, *groups, 0 if bias is None else _address(bias))
 
-        def run(logits: Array | Traced) -> Chosen:
+        def run(logits: Operand) -> Chosen:
             T, E = logits.shape
             if isinstance(logits, Traced):
                 logits.program.keep(bias)
@@ -70,24 +70,24 @@ class CpuOps:
             return NativeExperts(experts, activation)
         return GroupedExperts(experts, self.gate(activation), np.float32)
 
-    def scale_by_sigmoid(self, x: Array | Traced, gates: Array | Traced) -> None:
+    def scale_by_sigmoid(self, x: Operand, gates: Operand) -> None:
         if isinstance(x, Traced):
             x.program.scale_by_sigmoid(x, gates)
             return
         T, heads = gates.shape
         _native.scale_by_sigmoid(_address(x), _address(gates), T, heads, x.shape[1] // heads)
 
-    def add(self, x: Array | Traced, to: Array | Traced) -> None:
+    def add(self, x: Operand, to: Operand) -> None:
         if isinstance(x, Traced):
             x.program.add(x, to)
         else:
             to += x
 
-    def computed(self, x: Array | Rows | Traced) -> Array | Traced:
+    def computed(self, x: Operand) -> Operand:
         program = program_of(x)
         return np.asarray(x) if program is None else program.computed(x)
 
-    def beside(self, *parts: Array | Rows | Traced, heads: int = 1) -> Array | Traced:
+    def beside(self, *parts: Operand, heads: int = 1) -> Operand:
         program = program_of(parts[0])
         if program is not None:
             return program.beside(parts, heads)
@@ -107,13 +107,13 @@ class CpuOps:
         return Step(batch)
 
     def take(self, x: Array, rows: Array) -> Array:
-        taken: Array = x[rows]
+        taken: Array = x.take(rows, axis=0)  # indexing takes several times as long for a row
         return taken
 
     def copy(self, x: Array) -> Array:
         return x.copy()
 
-    def cut(self, x: Array | Traced, begin: int, end: int, heads: int = 1) -> Array | Traced:
+    def cut(self, x: Operand, begin: int, end: int, heads: int = 1) -> Operand:
         if isinstance(x, Traced):
             return x.program.cut(x, begin, end, heads)
         T, width = x.shape

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from fewbits import _native
-from fewbits.kernels.cpu.arrays import Array, Rows, Traced, empty, program_of
+from fewbits.kernels.cpu.arrays import Operand, Traced, empty, program_of
 
 _address = _native.address
 
@@ -23,7 +23,7 @@ class Runner:
         self._K = self._gemm.K
         self._N = tuple(N)
 
-    def __call__(self, x: Array | Rows | Traced, add_to: Array | Traced | None = None) -> tuple[Any, ...]:
+    def __call__(self, x: Operand, add_to: Operand = None) -> tuple[Any, ...]:
         M, K = x.shape
         if K != self._K or x.dtype != np.float32:
             raise ValueError(f"x must be float32 [M, {self._K}], not {x.dtype} {list(x.shape)}")

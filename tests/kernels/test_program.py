@@ -1,0 +1,185 @@
+"""Blocks as one native call: the same bits as operation by operation, and what can't be recorded is left alone."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fewbits.engine.kvcache import KVCache, Part
+from fewbits.kernels.batch import CacheLayer
+from fewbits.kernels.cpu.ops import CpuOps
+from fewbits.kernels.cpu.program import labelled
+from fewbits.kernels.ops import Activation, Chosen, Routing
+
+HEADS = 4
+WIDTHS = (HEADS, 2 * HEADS, 5 * HEADS, 16 * HEADS)
+
+
+def step_of(ops: CpuOps, rows: int) -> tuple[Any, KVCache]:
+    cache = KVCache([CacheLayer(1, 16, "f32")], max_pages=8)
+    return ops.begin(cache.batch([Part(0, [0] * rows)])), cache
+
+
+def random(*shape: int) -> np.ndarray:
+    return np.random.default_rng(sum(shape)).standard_normal(shape).astype(np.float32)
+
+
+@st.composite
+def blocks(draw: Any) -> Callable[..., None]:
+    """A few operations on values that earlier ones made, in any order; all that is left is added to the input."""
+    choices = [
+        (
+            draw(st.sampled_from(("beside", "cut", "norm", "gate", "sigmoid", "add"))),
+            *draw(st.tuples(*[st.integers(0, 99)] * 2)),
+        )
+        for _ in range(draw(st.integers(1, 12)))
+    ]
+
+    def block(x: Any, step: Any, caches: Any) -> None:
+        ops = CpuOps()
+        values = [x]
+        for operation, i, j in choices:
+            first, second = values[i % len(values)], values[j % len(values)]
+            width = first.shape[1]
+            if operation == "beside" and width + second.shape[1] < 400:
+                values.append(ops.beside(first, second, heads=HEADS))
+            elif operation == "cut" and width // HEADS > 1:
+                values.append(ops.cut(first, j % (width // HEADS), width // HEADS, HEADS))
+            elif operation == "norm":
+                norm = ops.norm(ops.vector(np.linspace(1, 2, width)), 1e-5, 0.5)
+                values.append(ops.computed(norm(first)))
+            elif operation == "gate" and second.shape[1] == width:
+                values.append(ops.computed(ops.gate(Activation())(first, second)))
+            elif operation == "sigmoid" and first is not x:
+                ops.scale_by_sigmoid(first, ops.cut(second, 0, 1, HEADS))
+            elif operation == "add" and second.shape[1] == width and second is not x and second is not first:
+                ops.add(first, second)
+        for value in values[1:]:
+            same = [value] * (x.shape[1] // value.shape[1] + 1)
+            ops.add(ops.cut(ops.beside(*same), 0, x.shape[1]), x)
+
+    return block
+
+
+@given(blocks(), st.sampled_from(WIDTHS), st.sampled_from((0, 1, 3, 40)))
+def test_a_program_gives_the_bits_of_its_operations(block: Callable[..., None], width: int, rows: int) -> None:
+    ops = CpuOps()
+    program = ops.fused(block, (width,), 1)
+    assert program is not None
+    step, cache = step_of(ops, rows)
+    expected = random(rows, width)
+    given, again = expected.copy(), expected.copy()
+    block(expected, step, cache.layers)
+    for x in (given, again):  # what a call leaves in memory doesn't matter to the next
+        program(x, step, cache.layers)
+        np.testing.assert_array_equal(x, expected)
+
+
+def looks(x: Any, step: Any, caches: Any) -> None:
+    if x[0, 0] > 0:
+        CpuOps().add(x, x)
+
+
+def converts(x: Any, step: Any, caches: Any) -> None:
+    CpuOps().add(np.asarray(x), x)
+
+
+def converts_a_norm(x: Any, step: Any, caches: Any) -> None:
+    norm = CpuOps().norm(np.ones(8, np.float32), 1e-5, 0.0)
+    CpuOps().add(np.asarray(norm(x)), x)
+
+
+def computes(x: Any, step: Any, caches: Any) -> None:
+    CpuOps().add(x * np.float32(2), x)
+
+
+def mixes(x: Any, step: Any, caches: Any) -> None:
+    CpuOps().scale_by_sigmoid(x, np.ones((3, 1), np.float32))
+
+
+def copies(x: Any, step: Any, caches: Any) -> None:
+    CpuOps().add(CpuOps().copy(x), x)
+
+
+@pytest.mark.parametrize("block", [looks, converts, converts_a_norm, computes, mixes, copies])
+def test_a_block_that_looks_into_numbers_is_no_program(block: Callable[..., None]) -> None:
+    assert CpuOps().fused(block, (8,), 0) is None
+    block(random(3, 8), None, [])  # but runs
+
+
+def test_routing_is_a_step() -> None:
+    ops, results = CpuOps(), []
+    route = ops.route(Routing(2), ops.vector([0.5, 0, 0, 0, 0, 0, 0, 0]))
+
+    def block(x: Any, step: Any, caches: Any) -> None:
+        chosen = route(x)
+        assert isinstance(chosen, Chosen)
+        results.append(chosen)
+        ops.add(ops.cut(ops.beside(chosen.weights, chosen.weights, chosen.weights, chosen.weights), 0, 8), x)
+
+    program = ops.fused(block, (8,), 0)
+    assert program is not None
+    step, _ = step_of(ops, 5)
+    x = random(5, 8)
+    expected = x.copy()
+    program(x, step, [])
+    block(expected, step, [])
+    np.testing.assert_array_equal(x, expected)
+    assert len(results) == 2
+
+
+def test_steps_are_timed_by_their_labels() -> None:
+    ops = CpuOps()
+
+    def block(x: Any, step: Any, caches: Any) -> None:
+        with labelled("twice"):
+            ops.add(x, x)
+            ops.add(x, x)
+        ops.scale_by_sigmoid(x, ops.cut(x, 0, 1))
+
+    program = ops.fused(block, (64,), 0)
+    assert program is not None and program.labels == ["twice", "twice", "", ""]
+    nanoseconds = program.timed()
+    step, _ = step_of(ops, 100)
+    program(random(100, 64), step, [])
+    assert (nanoseconds > 0).all()
+
+
+def test_a_signal_ends_a_program_that_takes_long() -> None:
+    ops = CpuOps()
+
+    def block(x: Any, step: Any, caches: Any) -> None:
+        for _ in range(20000):
+            ops.add(x, x)
+
+    program = ops.fused(block, (4096,), 0)
+    assert program is not None
+    step, _ = step_of(ops, 100)
+    x = np.zeros((100, 4096), np.float32)
+
+    class Rang(Exception):
+        pass
+
+    def ring(number: int, frame: Any) -> None:
+        raise Rang
+
+    before = signal.signal(signal.SIGALRM, ring)
+    begin = time.perf_counter()
+    try:
+        program(x, step, [])
+        whole = time.perf_counter() - begin
+        signal.setitimer(signal.ITIMER_REAL, whole / 10)
+        with pytest.raises(Rang):
+            for _ in range(3):
+                program(x, step, [])
+                pytest.fail("the program ran to its end")
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
