@@ -122,6 +122,13 @@ struct Bf16 : Vectors512 {
   }
 };
 
+// Decoding fp8 takes six registers of tables and masks, and sums of all of a panel's rows would
+// leave it none: five rows of x take 9 % less time with half of the panel, six 17 %.
+struct Fp8 : Bf16 {
+  template <int rows>
+  static constexpr int tiles = rows > 3 ? 2 : Bf16::tiles<rows>;
+};
+
 struct FourTimes {
   alignas(64) uint8_t values[64];
   constexpr FourTimes() : values() {
@@ -181,7 +188,7 @@ const GemmKernel* gemm_kernel_avx512_bf16(WeightKind kind, DotKind dot) {
   static constexpr GemmKernel kInt4 = make_kernel<Bf16, Bf16Words, WeightKind::int4>();
   static constexpr GemmKernel kInt8 = make_kernel<Bf16, Bf16Words, WeightKind::int8>();
   static constexpr GemmKernel kFp4 = make_kernel<Bf16, Bf16Words, WeightKind::fp4>();
-  static constexpr GemmKernel kFp8 = make_kernel<Bf16, Bf16Words, WeightKind::fp8>();
+  static constexpr GemmKernel kFp8 = make_kernel<Fp8, Bf16Words, WeightKind::fp8>();
   static constexpr GemmKernel kBf16 = make_kernel<Bf16, Bf16Words, WeightKind::bf16>();
   static constexpr GemmKernel kFp4Bytes = make_kernel<Fp4Bytes, ByteWords, WeightKind::fp4>();
   if (dot == DotKind::int8 && kind == WeightKind::fp4) return &kFp4Bytes;
