@@ -39,10 +39,53 @@ struct Int8Bytes {
   }
 };
 
+// Of two registers, 64 lower bytes and 64 upper ones, those that are the upper halves of 16 floats.
+struct UpperHalves {
+  alignas(64) uint8_t places[4][64];
+  constexpr UpperHalves() : places() {
+    for (int i = 0; i < 64; ++i) {
+      places[i / 16][i % 16 * 4 + 2] = static_cast<uint8_t>(i);
+      places[i / 16][i % 16 * 4 + 3] = static_cast<uint8_t>(64 + i);
+    }
+  }
+};
+
 constexpr E4m3Bytes kE4m3;
+constexpr UpperHalves kUpperHalves;
 constexpr Int8Bytes kInt8;
 
-struct Bf16 : Vectors512 {
+// e4m3 looked up by 64 codes at a time, as the two bytes of a bfloat16.
+struct E4m3 {
+  __m512i low, high;
+
+  explicit E4m3(__m512i codes) {
+    // The permutations look at seven bits, all but the sign.
+    low = _mm512_permutex2var_epi8(_mm512_load_si512(kE4m3.low), codes,
+                                   _mm512_load_si512(kE4m3.low + 64));
+    const __m512i magnitude = _mm512_permutex2var_epi8(_mm512_load_si512(kE4m3.high), codes,
+                                                       _mm512_load_si512(kE4m3.high + 64));
+    high = _mm512_ternarylogic_epi32(codes, _mm512_set1_epi32(static_cast<int>(0x80808080)),
+                                     magnitude, kAndOr);
+  }
+};
+
+// What a dot of this tier has instead of its base's.
+template <class Base>
+struct WithE4m3 : Base {
+  static void widen_e4m3(const uint8_t* codes, int64_t count, float* to) {
+    constexpr __mmask64 kUpper = 0xcccccccccccccccc;
+    for (int64_t i = 0; i < count; i += kPanelRows) {
+      const E4m3 scales(_mm512_loadu_si512(codes + i));
+      for (int t = 0; t < 4; ++t) {
+        const __m512i places = _mm512_load_si512(kUpperHalves.places[t]);
+        _mm512_store_si512(to + i + t * 16,
+                           _mm512_maskz_permutex2var_epi8(kUpper, scales.low, places, scales.high));
+      }
+    }
+  }
+};
+
+struct Bf16 : WithE4m3<Vectors512> {
   static constexpr int kRowsWithTotals = 2;  // with three GCC 12 keeps sums of fp4 in memory
   using Operand = __m512i;
   using Sum = __m512;
@@ -97,14 +140,8 @@ struct Bf16 : Vectors512 {
       return _mm512_permutexvar_epi16(_mm512_srli_epi32(word, 4 * p),
                                       _mm512_broadcast_i64x4(values));
     } else if constexpr (kind == WeightKind::fp8) {
-      // The permutations look at seven bits, all but the sign.
-      const __m512i low = _mm512_permutex2var_epi8(_mm512_load_si512(kE4m3.low), word,
-                                                   _mm512_load_si512(kE4m3.low + 64));
-      const __m512i magnitude = _mm512_permutex2var_epi8(_mm512_load_si512(kE4m3.high), word,
-                                                         _mm512_load_si512(kE4m3.high + 64));
-      const __m512i high = _mm512_ternarylogic_epi32(
-          word, _mm512_set1_epi32(static_cast<int>(0x80808080)), magnitude, kAndOr);
-      return pairs<p>(low, high);
+      const E4m3 bytes(word);
+      return pairs<p>(bytes.low, bytes.high);
     } else if constexpr (kind == WeightKind::int8) {
       // 128 + c is 0x4300 | c for the upper half of the codes; the lower half is looked up.
       const __m512i flipped =
@@ -140,7 +177,9 @@ constexpr FourTimes kFourTimes;
 
 // fp4 with integers: a code is looked up with what stands beside it in its byte, which takes no
 // mask as the avx512_vnni tier's look-up does.
-struct Fp4Bytes : Bytes {
+struct Fp4Bytes : WithE4m3<Bytes> {
+  template <WeightKind>
+  static constexpr int decoding_rows = kManyRows;  // six rows take 8 % less time than twice three
   template <WeightKind, int step>
   static Operand decode(Words word) {
     if (step > 0) word = _mm512_srli_epi32(word, 4);
