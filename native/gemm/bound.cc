@@ -83,20 +83,6 @@ float* scratch(int64_t words) {
   return buffer.as<float>();
 }
 
-// Codes of x in groups (or one), doubled. NaN is no integer: the group's scale tells of it.
-void double_codes(float* codes, int64_t K, int64_t group_size, float* scales) {
-  if (group_size == 0) group_size = K;
-  for (int64_t begin = 0; begin < K; begin += group_size, ++scales) {
-    const int64_t end = std::min(begin + group_size, K);
-    bool numbers = true;
-    for (int64_t k = begin; k < end; ++k) {
-      numbers &= codes[k] == codes[k];
-      codes[k] *= 2;
-    }
-    if (!numbers) *scales = NAN;
-  }
-}
-
 std::vector<Span> make_spans(const Product& product) {
   const PackedWeight& weight = *product.weight;
   const int64_t codes = codes_per_word(weight.kind());
@@ -164,16 +150,20 @@ void Rows::set(int64_t m, const float* x) const {
     x = line;
     if (!activation.group_size) factors_[m] = group_scales[0];
   }
-  if (kernel.doubled) double_codes(line, K, activation.group_size, group_scales);
+  if (kernel.doubled) {
+    row_kernels().double_codes(line, K, activation.group_size, group_scales);
+  }
   uint32_t* const words = values_ + m * form_->value_stride;
   kernel.prepare(x, K, words);
   const int64_t codes = codes_per_word(product.weight->kind());
+  int64_t group = 0;  // of x
   for (size_t s = 0; s < form_->spans.size(); ++s) {
     const Span& span = form_->spans[s];
     const int64_t place = m * form_->span_stride + static_cast<int64_t>(s);
     if (kernel.sums) sums_[place] = kernel.sum(words, span.word_begin, span.word_end);
     if (activation.group_size) {
-      scales_[place] = group_scales[span.word_begin * codes / activation.group_size];
+      while ((group + 1) * activation.group_size <= span.word_begin * codes) ++group;
+      scales_[place] = group_scales[group];
     }
   }
 }

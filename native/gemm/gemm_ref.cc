@@ -108,7 +108,7 @@ const GemmKernel* gemm_kernel_ref(WeightKind kind, DotKind) {
 }
 
 const RowKernels* row_kernels_ref() {
-  static constexpr RowKernels kernels = {quantize, finish};
+  static constexpr RowKernels kernels = {quantize, finish, double_codes};
   return &kernels;
 }
 

@@ -194,6 +194,9 @@ struct RowKernels {
   void (*quantize)(const Activation& activation, const float* x, int64_t K, float* codes,
                    float* scales, float* zero);
   void (*finish)(const GemmOutput& output, int64_t rows, const float* totals);
+  // Codes of fp4, doubled to be integers; NaN, which no integer is, goes to its group's scale. A
+  // group_size of 0 is the row.
+  void (*double_codes)(float* codes, int64_t K, int64_t group_size, float* scales);
 };
 
 // Each returns null where the tier has no kernel of its own.

@@ -143,6 +143,32 @@ inline float ceiling_exponent(float largest) {
   return from_e8m0(biased_exponent(ceiling + 127));
 }
 
+// Scales in e4m3, and codes by what they stand for; scales of several groups at once, because each
+// is a chain of operations on one number.
+inline void nvfp4(const Activation& how, const float* x, int64_t K, float* codes, float* scales) {
+  constexpr int64_t kGroups = 64;
+  const float divisor = static_cast<float>(1 / how.global_scale), unit = 1.0f / divisor;
+  const int64_t size = how.group_size ? how.group_size : K;
+  for (int64_t begin = 0; begin < K; begin += kGroups * size, scales += kGroups) {
+    const int64_t left = K - begin < kGroups * size ? K - begin : kGroups * size;
+    const int64_t groups = (left + size - 1) / size;
+    const auto count = [&](int64_t g) { return left - g * size < size ? left - g * size : size; };
+    float factors[kGroups];
+    for (int64_t g = 0; g < groups; ++g) {
+      scales[g] = largest_magnitude(x + begin + g * size, count(g));
+    }
+    for (int64_t g = 0; g < groups; ++g) {
+      const float wanted = divisor * (scales[g] * static_cast<float>(1.0 / 6));
+      scales[g] = round_float<3, -6>(clamp(wanted, -kE4m3Max, kE4m3Max));
+      factors[g] = scales[g] > 0 ? 1.0f / (scales[g] * unit) : 0.0f;
+    }
+    for (int64_t g = 0; g < groups; ++g) {
+      const int64_t k = begin + g * size;
+      round_group<1, 0>(x + k, count(g), factors[g], kE2m1Max, codes + k);
+    }
+  }
+}
+
 inline void quantize_group(const Activation& how, const float* x, int64_t count, float* codes,
                            float* scale) {
   const float largest = largest_magnitude(x, count);
@@ -162,14 +188,6 @@ inline void quantize_group(const Activation& how, const float* x, int64_t count,
       *scale = larger(largest, 1e-10f) * static_cast<float>(1.0 / 448);
       divide_group<3, -6>(x, count, *scale, kE4m3Max, codes);
       break;
-    case Quantizer::nvfp4: {
-      const float divisor = static_cast<float>(1 / how.global_scale);
-      const float wanted = divisor * (largest * static_cast<float>(1.0 / 6));
-      *scale = round_float<3, -6>(clamp(wanted, -kE4m3Max, kE4m3Max));
-      const float step = *scale * (1.0f / divisor);
-      round_group<1, 0>(x, count, *scale > 0 ? 1.0f / step : 0.0f, kE2m1Max, codes);
-      break;
-    }
     case Quantizer::mxfp4:
       *scale = shared_exponent(how.scale_rounding, largest, 1, 2);
       divide_group<1, 0>(x, count, *scale, kE2m1Max, codes);
@@ -209,6 +227,9 @@ void quantize(const Activation& how, const float* x, int64_t K, float* codes, fl
       *scales = how.scale;
       round_group<3, -6>(x, K, 1.0f / how.scale, kE4m3Max, codes);
       return;
+    case Quantizer::nvfp4:
+      nvfp4(how, x, K, codes, scales);
+      return;
     default:
       break;
   }
@@ -217,6 +238,14 @@ void quantize(const Activation& how, const float* x, int64_t K, float* codes, fl
     const int64_t left = K - begin;
     quantize_group(how, x + begin, left < size ? left : size, codes + begin, scales++);
   }
+}
+
+void double_codes(float* codes, int64_t K, int64_t group_size, float* scales) {
+  const int64_t size = group_size ? group_size : K;
+  for (int64_t begin = 0; begin < K; begin += size, ++scales) {
+    *scales = with_nan(*scales, codes + begin, K - begin < size ? K - begin : size);
+  }
+  for (int64_t k = 0; k < K; ++k) codes[k] *= 2;
 }
 
 template <bool zero, bool bias, bool add>
