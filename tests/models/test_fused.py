@@ -43,6 +43,6 @@ def test_layers_in_one_call_give_the_same_bits(name: str) -> None:
     fused, separate = (load(FIXTURES / name, allow_reference=True, ops=ops) for ops in (None, Separate()))
     for ours, expected in zip(logits(fused), logits(separate), strict=True):
         np.testing.assert_array_equal(ours, expected)
-    runs: list[Any] = [run for stack in fused.decoder._stacks.values() for _, run in stack._parts]
+    runs: list[Any] = [run for stack in fused.decoder._stacks.values() for *_, run in stack._parts]
     native = not any(row.kernel and row.kernel.reference for row in fused.plan.rows)
     assert all(isinstance(run, Program) for run in runs) == (native and name not in BY_OPERATIONS)

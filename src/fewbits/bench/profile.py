@@ -110,7 +110,7 @@ class _TimedOps:
         self.name, self.vector, self.begin, self.take, self.copy = ops.name, ops.vector, ops.begin, ops.take, ops.copy
         self.norm, self.gate, self.argmax = ops.norm, ops.gate, ops.argmax
         self.scale_by_sigmoid, self.add, self.computed = ops.scale_by_sigmoid, ops.add, ops.computed
-        self.cut, self.beside = ops.cut, ops.beside
+        self.cut, self.beside, self.assign = ops.cut, ops.beside, ops.assign
 
     def fused(self, block: Callable[..., None], widths: Sequence[int], caches: int) -> Callable[..., None] | None:
         program = self._ops.fused(block, widths, caches)

@@ -164,6 +164,9 @@ class Ops(Protocol):
     def add(self, x: Array, to: Array) -> None:
         """to += x, in place."""
 
+    def assign(self, x: Array, to: Array) -> None:
+        """to = x, in place; x may be computed from what `to` holds by one norm."""
+
     def computed(self, x: Array) -> Array:
         """`norm`'s or `gate`'s result as an array, for those who take it in more than once."""
 

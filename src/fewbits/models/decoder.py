@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from typing import Any
 
 from fewbits.kernels.batch import Batch, Cache, CacheDtype, CacheLayer
@@ -131,7 +130,7 @@ class Decoder:
         self._layers = [
             Layer(layer, f"{_LAYERS}{index}", norm, params, ops) for index, layer in enumerate(config.layers)
         ]
-        self._stacks: dict[tuple[int, int], Stack] = {}
+        self._stacks: dict[tuple[int, ...], Stack] = {}
         self._norm = ops.norm(params["model.norm"], *norm)
         self._head = Head(params["lm_head"])
 
@@ -144,18 +143,15 @@ class Decoder:
         ops = self.ops
         step = ops.begin(batch)
         x = self._embedding(batch.token_ids)
-        states = {0: ops.copy(x)} if 0 in taps else {}
-        for begin, end in pairwise(sorted({0, *taps, len(self._layers)})):
-            self._stack(begin, end)(x, step, cache.layers[begin:end])
-            if end in taps:
-                states[end] = ops.copy(x)
+        boundaries = tuple(sorted(set(taps)))
+        states = {boundary: ops.copy(x) for boundary in boundaries}
+        self._stack(boundaries)(x, step, cache.layers, list(states.values()))
         logits = self._head(self._norm(ops.take(x, batch.logit_rows)))
         return Output(logits, [states[boundary] for boundary in taps])
 
-    def _stack(self, begin: int, end: int) -> Stack:
-        """The layers between two boundaries."""
-        found = self._stacks.get((begin, end))
+    def _stack(self, taps: tuple[int, ...]) -> Stack:
+        """All layers, tapped at these boundaries."""
+        found = self._stacks.get(taps)
         if found is None:
-            layers = self._layers[begin:end]
-            found = self._stacks[begin, end] = Stack(layers, self.config.hidden, self.ops)
+            found = self._stacks[taps] = Stack(self._layers, self.config.hidden, self.ops, taps)
         return found

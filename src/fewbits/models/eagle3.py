@@ -269,7 +269,7 @@ class Drafter:
         self._feed_forward = config.layers[0].feed_forward.make(first, params, ops)
         further = enumerate(config.layers[1:], 1)
         self._layers = [Layer(layer, names.layer(index), norm, params, ops) for index, layer in further]
-        self._fused = ops.fused(self._run_layers, (2 * config.hidden, config.hidden), len(config.layers))
+        self._fused = ops.fused(self._run_layers, (config.hidden, config.hidden), len(config.layers))
         self._norm = ops.norm(params[names.norm], *norm)
         self._head = Head(head)
 
@@ -287,18 +287,22 @@ class Drafter:
         """
         ops = self.ops
         step = ops.begin(batch)
-        normed = ops.computed(self._state_norm(state))
-        both = ops.beside(self._embedding_norm(self._embedding(batch.token_ids)), normed)
-        x = ops.copy(normed) if self.config.norm_before_residual else state
-        (self._fused or self._run_layers)(both, x, step, cache.layers)
-        x = ops.take(x, batch.logit_rows)
+        embedded = self._embedding(batch.token_ids)
+        (self._fused or self._run_layers)(embedded, state, step, cache.layers)
+        x = ops.take(state, batch.logit_rows)
         behind = self._norm(x)
         if self.config.norm_output:
             x = behind = ops.computed(behind)
         return Draft(self._head(behind), x)
 
-    def _run_layers(self, both: Any, x: Any, step: Any, caches: Sequence[LayerCache]) -> None:
-        """The first layer's attention takes in the embedding beside the state."""
+    def _run_layers(self, embedded: Any, x: Any, step: Any, caches: Sequence[LayerCache]) -> None:
+        """x holds the state. The first layer's attention takes in the embedding beside the state's norm."""
+        ops = self.ops
+        if self.config.norm_before_residual:
+            ops.assign(self._state_norm(x), x)
+            both = ops.beside(self._embedding_norm(embedded), x)
+        else:
+            both = ops.beside(self._embedding_norm(embedded), self._state_norm(x))
         self._attention(both, x, step, caches[0])
         self._feed_forward.add_to(self._post_norm(x), x)
         for layer, cache in zip(self._layers, caches[1:], strict=True):

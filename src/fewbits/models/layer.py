@@ -46,29 +46,43 @@ class Layer:
 
 
 class Stack:
-    """Layers one after the other; as many as the back end can fuse are one call. x [T, hidden] is changed in place."""
+    """Layers one after the other; as many as the back end can fuse are one call. x [T, hidden] is changed in place.
+
+    `taps` are boundaries between them, 0 before the first, at which x is copied into arrays that the call gets.
+    """
 
     __slots__ = ("_parts",)
 
-    def __init__(self, layers: Sequence[Layer], hidden: int, ops: Ops) -> None:
-        def fused(some: Sequence[Layer]) -> Callable[..., None] | None:
-            return ops.fused(_in_turn(some), (hidden,), len(some))
-
-        self._parts: list[tuple[int, Callable[..., None]]] = []
-        for fuses, neighbours in groupby(layers, lambda layer: fused([layer]) is not None):
+    def __init__(self, layers: Sequence[Layer], hidden: int, ops: Ops, taps: Sequence[int] = ()) -> None:
+        self._parts: list[tuple[slice, slice, Callable[..., None]]] = []
+        tapped, begin = sorted(taps), 0
+        first = 0  # of the taps that are left
+        for fuses, neighbours in groupby(
+            layers, lambda layer: ops.fused(_in_turn([layer], ops), (hidden,), 1) is not None
+        ):
             some = list(neighbours)
-            self._parts.append((len(some), (fuses and fused(some)) or _in_turn(some)))
+            end = begin + len(some)
+            last = len(tapped) if end == len(layers) else sum(tap < end for tap in tapped)
+            own = [tap - begin for tap in tapped[first:last]]
+            block = _in_turn(some, ops, own)
+            fused = ops.fused(block, [hidden] * (1 + len(own)), len(some)) if fuses else None
+            self._parts.append((slice(begin, end), slice(first, last), fused or block))
+            begin, first = end, last
 
-    def __call__(self, x: Any, step: Any, caches: Sequence[LayerCache]) -> None:
-        begin = 0
-        for count, run in self._parts:
-            run(x, step, caches[begin : begin + count])
-            begin += count
+    def __call__(self, x: Any, step: Any, caches: Sequence[LayerCache], taps: Sequence[Any] = ()) -> None:
+        """`taps` have an array for each, in the order of the boundaries."""
+        for layers, own, run in self._parts:
+            run(x, *taps[own], step, caches[layers])
 
 
-def _in_turn(layers: Sequence[Layer]) -> Callable[..., None]:
-    def run(x: Any, step: Any, caches: Sequence[LayerCache]) -> None:
-        for layer, cache in zip(layers, caches, strict=True):
-            layer(x, step, cache)
+def _in_turn(layers: Sequence[Layer], ops: Ops, taps: Sequence[int] = ()) -> Callable[..., None]:
+    def run(x: Any, *arguments: Any) -> None:
+        *tapped, step, caches = arguments
+        waiting = list(zip(taps, tapped, strict=True))
+        for boundary in range(len(layers) + 1):
+            while waiting and waiting[0][0] == boundary:
+                ops.assign(x, waiting.pop(0)[1])
+            if boundary < len(layers):
+                layers[boundary](x, step, caches[boundary])
 
     return run

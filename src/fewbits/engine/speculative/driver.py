@@ -34,6 +34,11 @@ class Driver:
         begin = time.perf_counter()
         if any(not request.computed for request in running):
             self._lengths.wake()
+        elif self._lengths.resting:
+            for request in running:
+                request.draft_ids = []
+            self._drafted_at, self._drafting = begin, 0.0
+            return
         ready = {request.sequence: request for request in running if request.output_ids and request.pending == 1}
         counts: dict[int, int] = {}
         if ready:

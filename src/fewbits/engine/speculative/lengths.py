@@ -8,7 +8,6 @@ those before it were, and how long passes of so many tokens took. What is chosen
 from __future__ import annotations
 
 import bisect
-import statistics
 from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Protocol
@@ -21,6 +20,7 @@ _TIMES = 5  # of passes of a size that are kept; their median counts
 _TRIAL = 2  # passes with one draft token each, which show whether drafting pays again
 _REST = (8, 512)  # passes before drafting is tried again, where it didn't pay: twice as many each time
 _FADED = 0.25  # what is left of what was known of acceptance before a rest
+_SELDOM = 4  # while it rests, one pass of so many is timed
 _REFRESH = 64  # passes with drafts before one without is timed again
 
 
@@ -124,7 +124,8 @@ class Times:
             bisect.insort(self._sizes, size)
             self._seconds[size] = deque(maxlen=_TIMES)
         self._seconds[size].append(seconds)
-        self._medians[size] = statistics.median(self._seconds[size])
+        ordered = sorted(self._seconds[size])  # the statistics module's median takes a hundredth of a small model's pass
+        self._medians[size] = (ordered[len(ordered) // 2] + ordered[(len(ordered) - 1) // 2]) / 2
 
     def at(self, size: int) -> float:
         """A size beyond those seen counts as the nearest of them: taken for cheap, it will be tried, and be seen."""
@@ -200,7 +201,8 @@ class Adaptive:
         self._all.add(drafted, accepted)
 
     def timed(self, tokens: int, drafts: int, seconds: float, drafting: float) -> None:
-        self._passes.add(tokens, seconds)
+        if self._resting % _SELDOM == 0:
+            self._passes.add(tokens, seconds)
         if drafts:
             self._drafting.add(drafts, drafting)
         self._drafted = self._drafted + 1 if drafts else 0

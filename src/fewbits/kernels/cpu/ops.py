@@ -83,6 +83,12 @@ class CpuOps:
         else:
             to += x
 
+    def assign(self, x: Operand, to: Operand) -> None:
+        if isinstance(to, Traced):
+            to.program.assign(x, to)
+        else:
+            to[:] = np.asarray(x)
+
     def computed(self, x: Operand) -> Operand:
         program = program_of(x)
         return np.asarray(x) if program is None else program.computed(x)

@@ -91,10 +91,16 @@ class Program:
     def computed(self, x: Traced | Rows) -> Traced:
         if isinstance(x, Traced):
             return x
-        source, width = x.source(), x.shape[1]
-        y = self.value(width)
-        self._step(self._native.compute, source, width, y)
+        y = self.value(x.shape[1])
+        self.assign(x, y)
         return y
+
+    def assign(self, x: Traced | Rows, to: Traced) -> None:
+        width = to.shape[1]
+        if isinstance(x, Traced):
+            self._step(self._native.copy, x, to, 1, width, 0, width, width, 0)
+        else:
+            self._step(self._native.compute, x.source(), width, to)
 
     def rope_and_append(
         self, spec: Any, table: RopeTable, q: Traced, k: Traced, v: Traced | None, cache: TracedCache

@@ -258,6 +258,9 @@ class ReferenceOps:
     def add(self, x: Array, to: Array) -> None:
         to += x
 
+    def assign(self, x: Array, to: Array) -> None:
+        to[:] = x
+
     def computed(self, x: Array) -> Array:
         return x
 
