@@ -124,7 +124,7 @@ class Times:
             bisect.insort(self._sizes, size)
             self._seconds[size] = deque(maxlen=_TIMES)
         self._seconds[size].append(seconds)
-        ordered = sorted(self._seconds[size])  # the statistics module's median takes a hundredth of a small model's pass
+        ordered = sorted(self._seconds[size])  # statistics.median takes a hundredth of a small model's pass
         self._medians[size] = (ordered[len(ordered) // 2] + ordered[(len(ordered) - 1) // 2]) / 2
 
     def at(self, size: int) -> float:
