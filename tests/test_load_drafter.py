@@ -52,7 +52,7 @@ def guesses(loaded: LoadedDrafter, known: Tensors) -> tuple[np.ndarray, np.ndarr
     states = parts(known)
     tokens = known["tokens"].tolist()
     batch = cache.batch([Part(0, tokens, len(tokens))])
-    draft = loaded.drafter.forward(batch, loaded.drafter.combine(states), cache)
+    draft = loaded.drafter.start(batch, states, cache)
     rows = draft.logits
     further, following = [], []
     logits, state = rows[-1:], np.ascontiguousarray(draft.states[-1:])
@@ -142,7 +142,7 @@ def first_logits(loaded: LoadedDrafter, known: Tensors) -> np.ndarray:
     cache = KVCache(loaded.cache_layers, max_pages=8)
     tokens = known["tokens"].tolist()
     batch = cache.batch([Part(0, tokens, len(tokens))])
-    return np.asarray(loaded.drafter.forward(batch, loaded.drafter.combine(parts(known)), cache).logits)
+    return np.asarray(loaded.drafter.start(batch, parts(known), cache).logits)
 
 
 def test_a_head_may_stay_as_it_is_while_everything_else_is_quantized(native: Loaded) -> None:
@@ -171,7 +171,7 @@ def test_what_is_not_stored_is_the_targets_module_and_said_to_be(native: Loaded,
     known = expected("bf16")
     cache = KVCache(loaded.cache_layers, max_pages=8)
     batch = cache.batch([Part(0, known["tokens"].tolist())])
-    draft = loaded.drafter.forward(batch, loaded.drafter.combine(parts(known)), cache)
+    draft = loaded.drafter.start(batch, parts(known), cache)
     kernel, packed = native.params["lm_head"]
     norm = native.ops.norm(native.ops.vector(load_file(folder / "model.safetensors")["norm.weight"]), 1e-5, 0.0)
     (logits,) = kernel.bind([packed])(norm(draft.states))

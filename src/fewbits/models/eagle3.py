@@ -269,33 +269,48 @@ class Drafter:
         self._feed_forward = config.layers[0].feed_forward.make(first, params, ops)
         further = enumerate(config.layers[1:], 1)
         self._layers = [Layer(layer, names.layer(index), norm, params, ops) for index, layer in further]
-        self._fused = ops.fused(self._run_layers, (config.hidden, config.hidden), len(config.layers))
+        self._fused = ops.fused(self._run, (config.hidden, config.hidden), len(config.layers))
+        self._starts: dict[int, Any] = {}  # by the count of states
         self._norm = ops.norm(params[names.norm], *norm)
         self._head = Head(head)
 
-    def combine(self, states: Sequence[Any]) -> Any:
-        """States of the target, one [T, target_hidden] for each boundary → what drafting begins with, [T, H]."""
-        if self._norms:
-            states = [norm(state) for norm, state in zip(self._norms, states, strict=True)]
-        x = self.ops.beside(*states)
-        (state,) = self._fc(x if self._before_fc is None else self._before_fc(x))
-        return state
+    def start(self, batch: Batch, states: Sequence[Any], cache: Cache) -> Draft:
+        """As `forward`, from states of the target, one [T, target_hidden] for each boundary."""
+        embedded = self._embedding(batch.token_ids)
+        count = len(states)
+        if count not in self._starts:
+            widths = [self.config.hidden] * 2 + [self.config.target_hidden] * count
+            self._starts[count] = self.ops.fused(self._run_start, widths, len(self.config.layers))
+        x, step = self.ops.copy(embedded), self.ops.begin(batch)
+        (self._starts[count] or self._run_start)(embedded, x, *states, step, cache.layers)
+        return self._guesses(x, batch)
 
     def forward(self, batch: Batch, state: Any, cache: Cache) -> Draft:
-        """Run a batch whose slots are allocated in `cache`. `state` [T, H] belongs to the tokens before those of the
-        batch, and is overwritten.
+        """Run a batch whose slots are allocated in `cache`. `state` [T, H] is the drafter's own, belongs to the tokens
+        before those of the batch, and is overwritten.
         """
-        ops = self.ops
-        step = ops.begin(batch)
         embedded = self._embedding(batch.token_ids)
-        (self._fused or self._run_layers)(embedded, state, step, cache.layers)
-        x = ops.take(state, batch.logit_rows)
+        (self._fused or self._run)(embedded, state, self.ops.begin(batch), cache.layers)
+        return self._guesses(state, batch)
+
+    def _guesses(self, x: Any, batch: Batch) -> Draft:
+        x = self.ops.take(x, batch.logit_rows)
         behind = self._norm(x)
         if self.config.norm_output:
-            x = behind = ops.computed(behind)
+            x = behind = self.ops.computed(behind)
         return Draft(self._head(behind), x)
 
-    def _run_layers(self, embedded: Any, x: Any, step: Any, caches: Sequence[LayerCache]) -> None:
+    def _run_start(self, embedded: Any, x: Any, *arguments: Any) -> None:
+        """x is overwritten."""
+        *states, step, caches = arguments
+        if self._norms:
+            states = [norm(state) for norm, state in zip(self._norms, states, strict=True)]
+        together = self.ops.beside(*states)
+        (state,) = self._fc(together if self._before_fc is None else self._before_fc(together))
+        self.ops.assign(state, x)
+        self._run(embedded, x, step, caches)
+
+    def _run(self, embedded: Any, x: Any, step: Any, caches: Sequence[LayerCache]) -> None:
         """x holds the state. The first layer's attention takes in the embedding beside the state's norm."""
         ops = self.ops
         if self.config.norm_before_residual:

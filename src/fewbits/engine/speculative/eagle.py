@@ -94,7 +94,7 @@ class Eagle:
             states += [[state[: end - begin] for state in sequence.all()]]
         batch = self._cache.batch(parts)
         try:
-            draft = self._drafter.forward(batch, self._drafter.combine(joined(states)), self._cache)
+            draft = self._drafter.start(batch, joined(states), self._cache)
         except BaseException:
             for part in parts:
                 self._cache.truncate(part.sequence, self._cache.length(part.sequence) - len(part.token_ids))
