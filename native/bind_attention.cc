@@ -35,12 +35,16 @@ CacheKind cache_kind(const std::string& name) {
   throw std::invalid_argument("the cache's kind is f32, bf16, f16, fp8 or int8, not " + name);
 }
 
+void require(bool condition, const std::string& sentence) {
+  if (!condition) throw std::invalid_argument(sentence);
+}
+
 void check_width(const char* what, int D) {
   require(D > 0 && D <= fewbits::kMaxHeadDim, what + std::to_string(D) + " is not between 1 and " +
                                                   std::to_string(fewbits::kMaxHeadDim));
 }
 
-// The values of null where there are none; what is checked is what can be without the arrays.
+// Addresses are 0 where there is none; what is checked is what can be without the arrays.
 void make_spec(AttentionSpec* self, int heads, int kv_heads, int D, int value_D, int rotary_begin,
                int rotary_dim, bool interleaved, uintptr_t q_norm, uintptr_t k_norm, float norm_eps,
                float norm_offset, float scale, int window, uintptr_t sinks) {
@@ -126,18 +130,21 @@ BoundStep::BoundStep(Longs slots, Longs positions, Ints query_start, Ints kv_len
               (!mask_ || (mask_->shape(0) == rows && mask_->shape(1) == rows)),
           "the arrays of a step don't fit together");
   for (int64_t t = 0; t < T; ++t) {
-    const std::string token = "token " + std::to_string(t);
-    require(Step::slots[t] >= 0, token + " has a negative slot");
-    require(Step::positions[t] >= 0, token + " has a negative position");
+    const bool slot = Step::slots[t] < 0, position = Step::positions[t] < 0;
+    if (slot || position) {
+      throw std::invalid_argument("token " + std::to_string(t) + " has a negative " +
+                                  (slot ? "slot" : "position"));
+    }
     highest = std::max(highest, Step::positions[t]);
   }
   require(Step::query_start[0] == 0 && Step::query_start[sequences] == T,
           "query_start must begin with 0 and end with the number of tokens");
   for (int s = 0; s < sequences; ++s) {
     const int64_t its = Step::query_start[s + 1] - Step::query_start[s];
-    const std::string sequence = "sequence " + std::to_string(s);
-    require(its >= 0, sequence + ": query_start must not decrease");
-    require(Step::kv_len[s] >= its, sequence + ": kv_len counts the rows of the batch too");
+    if (its >= 0 && Step::kv_len[s] >= its) continue;
+    throw std::invalid_argument("sequence " + std::to_string(s) +
+                                (its < 0 ? ": query_start must not decrease"
+                                         : ": kv_len counts the rows of the batch too"));
   }
 }
 

@@ -1,4 +1,5 @@
-// What attention works on, as Python gives it, and whether it fits.
+// What attention works on, as Python gives it, and whether it fits. Every pass checks that:
+// sentences are made where one is wrong.
 #pragma once
 
 #include <nanobind/nanobind.h>
@@ -32,15 +33,11 @@ struct BoundStep : fewbits::Step {
   std::optional<Mask> mask_;
 };
 
-inline void require(bool condition, const std::string& sentence) {
-  if (!condition) throw std::invalid_argument(sentence);
-}
-
 inline void check_fit(const fewbits::AttentionSpec& spec, const fewbits::LayerCache& cache) {
   const bool shared = cache.key_cache == cache.value_cache && cache.key_cache;
-  require(!shared || spec.value_D <= spec.D, "values of " + std::to_string(spec.value_D) +
-                                                 " numbers aren't within keys of " +
-                                                 std::to_string(spec.D));
+  if (!shared || spec.value_D <= spec.D) return;
+  throw std::invalid_argument("values of " + std::to_string(spec.value_D) +
+                              " numbers aren't within keys of " + std::to_string(spec.D));
 }
 
 inline void check_fit(const fewbits::Step& step, const fewbits::LayerCache& cache) {

@@ -23,7 +23,7 @@ using fewbits::Program;
 using Value = Program::Value;
 using Kind = fewbits::RowSource::Kind;
 
-// A program, and which cache each of its attentions works on.
+// A program, and which cache each of its attentions appends to.
 struct Checked {
   Program program;
   std::vector<std::pair<fewbits::AttentionSpec, int>> attentions;
@@ -99,7 +99,6 @@ void bind_program(nb::module_& module) {
            })
       .def("attend",
            [](Checked& self, const fewbits::AttentionSpec& spec, Value q, Value out, int cache) {
-             self.attentions.emplace_back(spec, cache);
              self.caches = std::max(self.caches, cache + 1);
              self.program.attend(spec, q, out, cache);
            })

@@ -281,7 +281,7 @@ class Drafter:
         if count not in self._starts:
             widths = [self.config.hidden] * 2 + [self.config.target_hidden] * count
             self._starts[count] = self.ops.fused(self._run_start, widths, len(self.config.layers))
-        x, step = self.ops.copy(embedded), self.ops.begin(batch)
+        x, step = self.ops.copy(embedded), self.ops.begin(batch)  # x for its shape
         (self._starts[count] or self._run_start)(embedded, x, *states, step, cache.layers)
         return self._guesses(x, batch)
 

@@ -1,4 +1,4 @@
-"""A batch, a layer's cache and its attention, as native code takes them."""
+"""A layer's cache and its attention, as native code takes them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from fewbits import _native
-from fewbits.kernels.batch import Batch, LayerCache
+from fewbits.kernels.batch import LayerCache
 from fewbits.kernels.cpu.arrays import Operand, Traced, empty
 from fewbits.kernels.ops import AttentionSpec
 from fewbits.kernels.rope import RopeTable
@@ -15,17 +15,6 @@ from fewbits.kernels.rope import RopeTable
 Array = NDArray[Any]
 
 _address = _native.address
-
-
-class Step:
-    """A batch, in native form."""
-
-    __slots__ = ("T", "native")
-
-    def __init__(self, batch: Batch) -> None:
-        lengths = (batch.query_start, batch.kv_len, batch.block_table)
-        self.native = _native.Step(batch.slots, batch.positions, *lengths, batch.mask)
-        self.T = self.native.T
 
 
 class NativeCache:
@@ -71,13 +60,13 @@ class Attention:
             q.program.keep(self._spec)
             q.program.rope_and_append(self._native, self._table, q, k, v, cache)
             return
-        cos, sin = self._table.upto(step.native.highest)
+        cos, sin = self._table.upto(step.highest)
         addresses = (_address(q), _address(k), 0 if v is None else _address(v))
-        self._native.rope_and_append(*addresses, step.native, self._cache.of(cache), _address(cos), _address(sin))
+        self._native.rope_and_append(*addresses, step, self._cache.of(cache), _address(cos), _address(sin))
 
     def attend(self, q: Operand, step: Any, cache: Any) -> Operand:
         if isinstance(q, Traced):
             return q.program.attend(self._native, self._width, q, cache)
         out = empty(len(q), self._width)
-        self._native.attend(_address(q), _address(out), step.native, self._cache.of(cache))
+        self._native.attend(_address(q), _address(out), step, self._cache.of(cache))
         return out

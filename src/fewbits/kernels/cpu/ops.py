@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from fewbits import _native
 from fewbits.kernels.batch import Batch
 from fewbits.kernels.cpu.arrays import Gated, Normed, Operand, Traced, empty, program_of
-from fewbits.kernels.cpu.attention import Attention, Step
+from fewbits.kernels.cpu.attention import Attention
 from fewbits.kernels.cpu.experts import NativeExperts, all_native
 from fewbits.kernels.cpu.program import Program, fused
 from fewbits.kernels.grouped import GroupedExperts
@@ -109,8 +109,9 @@ class CpuOps:
     def fused(self, block: Callable[..., None], widths: Sequence[int], caches: int) -> Program | None:
         return fused(block, widths, caches)
 
-    def begin(self, batch: Batch) -> Step:
-        return Step(batch)
+    def begin(self, batch: Batch) -> _native.Step:
+        lengths = (batch.query_start, batch.kv_len, batch.block_table)
+        return _native.Step(batch.slots, batch.positions, *lengths, batch.mask)
 
     def take(self, x: Array, rows: Array) -> Array:
         taken: Array = x.take(rows, axis=0)  # indexing takes several times as long for a row

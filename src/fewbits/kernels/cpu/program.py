@@ -156,10 +156,9 @@ class Program:
     def __call__(self, *arguments: Any) -> None:
         *arrays, step, caches = arguments
         memory = empty(step.T, self._width)
-        highest = step.native.highest
-        tables = [table.upto(highest) for table in self._tables]
+        tables = [table.upto(step.highest) for table in self._tables]
         rotations = [(_address(cos), _address(sin)) for cos, sin in tables]
         times = 0 if self.nanoseconds is None else _address(self.nanoseconds)
         inputs = [_address(array) for array in arrays]
         native = [one.of(cache) for one, cache in zip(self._caches, caches, strict=True)]
-        self._native.run(inputs, _address(memory), step.native, native, rotations, times)
+        self._native.run(inputs, _address(memory), step, native, rotations, times)
