@@ -83,7 +83,7 @@ float* scratch(int64_t words) {
   return buffer.as<float>();
 }
 
-std::vector<Span> make_spans(const Product& product) {
+std::vector<Span> make_spans(const Product& product, int most_codes) {
   const PackedWeight& weight = *product.weight;
   const int64_t codes = codes_per_word(weight.kind());
   const int64_t words = (weight.K() + codes - 1) / codes;
@@ -94,7 +94,7 @@ std::vector<Span> make_spans(const Product& product) {
     const int64_t k = begin * codes;
     const int64_t border =
         std::min((k / weight.group_size() + 1) * weight.group_size(), (k / x_group + 1) * x_group);
-    const int64_t limit = std::min((border + codes - 1) / codes, begin + kSpanCodes / codes);
+    const int64_t limit = std::min((border + codes - 1) / codes, begin + most_codes / codes);
     const int64_t end = std::min(limit, words);
     spans.push_back({static_cast<int32_t>(begin), static_cast<int32_t>(end),
                      static_cast<int32_t>(k / weight.group_size())});
@@ -105,7 +105,8 @@ std::vector<Span> make_spans(const Product& product) {
 
 }  // namespace
 
-Form::Form(const Product& p, const GemmKernel& k) : kernel(&k), product(&p), spans(make_spans(p)) {
+Form::Form(const Product& p, const GemmKernel& k)
+    : kernel(&k), product(&p), spans(make_spans(p, k.span_codes)) {
   value_stride = row_stride(int64_t{spans.back().word_end} * k.x_words);
   span_stride = row_stride(static_cast<int64_t>(spans.size()));
 }

@@ -81,6 +81,7 @@ constexpr GemmKernel kKernel = {panel<kind>,
                                 prepare<kind>,
                                 span_sum<codes_per_word(kind)>,
                                 codes_per_word(kind),
+                                kSpanCodes,
                                 kind == WeightKind::int4 || kind == WeightKind::int8,
                                 false};
 

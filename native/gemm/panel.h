@@ -54,6 +54,10 @@ constexpr int kSmallGroup = 32;
 
 template <class Dot, int rows>
 constexpr int kTiles = Dot::template tiles<rows>;
+template <class Dot, WeightKind kind>
+constexpr int kMostCodes =
+    Dot::kIntegers && Dot::template steps<kind> == 1 ? kLongSpanCodes : kSpanCodes;
+
 template <class Dot, int rows>
 constexpr int kStripRows = kTiles<Dot, rows> * Dot::kLanes;
 
@@ -329,7 +333,7 @@ static void panel(const GemmPanel& p, const GemmInput& in, int64_t rows, float* 
   alignas(64) float scales[kBlockSpans * kPanelRows];
   alignas(64) float offsets[kBlockSpans * kPanelRows];
   for (int64_t begin = 0; begin < p.list.count;) {
-    const int64_t end = span_block_end(p.list, begin, kCodes);
+    const int64_t end = span_block_end(p.list, begin, kMostCodes<Dot, kind> / kCodes);
     const Span* const spans = p.list.spans;
     const int64_t word = spans[begin].word_begin, words = spans[end - 1].word_end - word;
     const int64_t group = spans[begin].group, groups = spans[end - 1].group + 1 - group;
@@ -364,7 +368,7 @@ static void panel(const GemmPanel& p, const GemmInput& in, int64_t rows, float* 
         kOnce < Dot::decode_once_rows_intel ? kOnce : Dot::decode_once_rows_intel;
     if constexpr (kSteps > 1 && kOnceOfIntel <= kMaxRows) {
       if (rows >= (p.intel ? kOnceOfIntel : kOnce)) {
-        alignas(64) uint32_t operands[kSpanCodes / kCodes * kSteps * kPanelRows];
+        alignas(64) uint32_t operands[kMostCodes<Dot, kind> / kCodes * kSteps * kPanelRows];
         for (int64_t i = 0; i < words * kPanelRows; i += Dot::kLanes) {
           const int64_t kw = i / kPanelRows, n = i % kPanelRows;
           decode_word<Dot, kind>(Dot::load_words(block.words + i),

@@ -106,8 +106,8 @@ float span_sum(const uint32_t* values, int64_t begin, int64_t end) {
 template <class Dot, class Words, WeightKind kind>
 constexpr GemmKernel make_kernel() {
   constexpr int kWords = Dot::template steps<kind>;
-  return {panel_of<Dot, kind>,   prepare<Dot, Words, kind>,  span_sum<Words, kWords>, kWords,
-          has_sums<Dot, kind>(), Dot::template doubled<kind>};
+  return {panel_of<Dot, kind>,   prepare<Dot, Words, kind>, span_sum<Words, kWords>,    kWords,
+          kMostCodes<Dot, kind>, has_sums<Dot, kind>(),     Dot::template doubled<kind>};
 }
 
 // The kernels of a tier that multiplies floats, and integers in pairs: of eight bits where the
