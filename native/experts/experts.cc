@@ -13,15 +13,21 @@
 namespace fewbits {
 namespace {
 
-// Rows of experts that are computed at once: as many as keep their products busy, few enough that
-// what they need between products is some dozens of MB.
+// Rows of experts whose tokens are taken at once: as many as keep their products busy, few enough
+// that what `down` takes is some MB.
 constexpr int64_t kRowsAtOnce = 4096;
 
-constexpr int64_t kRowsAligned = 16;  // words of 32 bits
+// Of those, what lies between x and `down` is kept for so many (or one expert's), which caches
+// hold.
+constexpr int64_t kRowsBetween = 1024;
+
+constexpr int64_t kWordsAligned = 16;
 
 int64_t panels_of(int64_t columns) { return (columns + kPanelRows - 1) / kPanelRows; }
 
-int64_t aligned(int64_t words) { return (words + kRowsAligned - 1) / kRowsAligned * kRowsAligned; }
+int64_t aligned(int64_t words) {
+  return (words + kWordsAligned - 1) / kWordsAligned * kWordsAligned;
+}
 
 }  // namespace
 
@@ -72,6 +78,13 @@ Experts::Experts(std::vector<Expert> experts, Gating gating) : gating_(gating) {
   for (const Bound& expert : experts_) {
     for (const size_t form : expert.forms) ++takers_[form];
   }
+  for (const Bound& expert : experts_) {
+    int64_t words = 0;
+    for (const size_t form : expert.forms) words += Rows::words(forms_[form], 1);
+    x_words_ = std::max(x_words_, words);
+    down_words_ = std::max(down_words_, Rows::words(forms_[expert.down_form], 1));
+    most_forms_ = std::max(most_forms_, expert.forms.size());
+  }
 }
 
 Experts::~Experts() = default;
@@ -93,12 +106,19 @@ struct Experts::Pass {
     int64_t panel_begin;
   };
 
+  // Chosen experts that are taken through gate and up together.
+  struct Group {
+    int64_t row_begin, row_end, panel_begin, panel_end;
+    bool own_rows;  // whether rows of x are prepared for one of them alone
+  };
+
   const Experts* experts;
   const float* x;
   float* y;
   int64_t T;
   std::vector<Chosen> chosen;
   std::vector<Input> inputs;
+  std::vector<Group> groups;
   std::vector<int32_t> tokens;    // by row
   std::vector<float> weights;     // by row
   std::vector<int32_t> of_row;    // index into chosen
@@ -106,9 +126,8 @@ struct Experts::Pass {
   std::vector<int32_t> place;     // in `shared`, by form; -1: not there
   std::vector<Rows> prepared;     // the tokens' in the forms of `shared`, then each expert's
   std::vector<int64_t> next_row;  // by expert
-  int64_t panels;                 // of all products of x
-  bool own_rows;                  // whether an expert's rows are prepared for it alone
-  float *gate_up, *total;         // [rows][2 W], [T][H]
+  const Group* group;             // that is computed
+  float* gate_up;                 // [rows of the group][2 W]
 
   void number_rows(const int32_t* choice, const float* weight, int64_t k) {
     const int64_t rows = T * k;
@@ -135,56 +154,63 @@ struct Experts::Pass {
     }
   }
 
-  // What is prepared, where it lies, and which products there are.
+  // Which products there are, what is prepared, and where it lies. What is between x and `down`
+  // lies where that of the group before lay.
   void lay_out() {
     const std::vector<Form>& forms = experts->forms_;
-    const int64_t rows = static_cast<int64_t>(tokens.size()), W = experts->w_, H = experts->h_;
-    const auto words_of = [&](size_t form, int64_t count) {
-      return aligned(Rows::words(forms[form], count));
-    };
+    const auto rows = static_cast<int64_t>(tokens.size());
+    int64_t rows_between = std::min(kRowsBetween, rows);
+    int64_t words = 0;
     shared.clear();
     place.assign(forms.size(), -1);
-    int64_t words = aligned(rows * 2 * W) + aligned(T * H);
     for (const Chosen& one : chosen) {
-      const int64_t count = one.end - one.begin;
+      rows_between = std::max(rows_between, one.end - one.begin);
       for (const size_t form : one.expert->forms) {
-        if (experts->takers_[form] > 1 && place[form] < 0) {
-          place[form] = static_cast<int32_t>(shared.size());
-          shared.push_back(form);
-          words += words_of(form, T);
-        }
-        if (place[form] < 0 || !one.all) words += words_of(form, count);
+        if (experts->takers_[form] < 2 || place[form] >= 0) continue;
+        place[form] = static_cast<int32_t>(shared.size());
+        shared.push_back(form);
+        words += aligned(Rows::words(forms[form], T));
       }
-      words += words_of(one.expert->down_form, count);
     }
+    words += rows * experts->down_words_ + rows_between * (experts->x_words_ + 2 * experts->w_);
+    words += kWordsAligned * static_cast<int64_t>(chosen.size() * (experts->most_forms_ + 1) + 1);
+
     float* next = prepared_memory(words);
-    const auto take = [&next](int64_t count) { return std::exchange(next, next + aligned(count)); };
-    const auto prepare = [&](size_t form, int64_t count) {
-      prepared.emplace_back(forms[form], count, take(Rows::words(forms[form], count)));
+    const auto prepare = [&](float** memory, size_t form, int64_t count) {
+      prepared.emplace_back(forms[form], count, *memory);
+      *memory += aligned(Rows::words(forms[form], count));
     };
-    gate_up = take(rows * 2 * W);
-    total = take(T * H);
     prepared.clear();
-    inputs.clear();
-    panels = 0;
-    own_rows = false;
-    for (const size_t form : shared) prepare(form, T);
+    for (const size_t form : shared) prepare(&next, form, T);
     for (Chosen& one : chosen) {
-      const int64_t count = one.end - one.begin;
+      one.gated = prepared.size();
+      prepare(&next, one.expert->down_form, one.end - one.begin);
+    }
+    gate_up = next;
+    next += aligned(rows_between * 2 * experts->w_);
+    float* own = next;
+    inputs.clear();
+    groups.clear();
+    for (Chosen& one : chosen) {
+      if (groups.empty() || one.end - groups.back().row_begin > kRowsBetween) {
+        const int64_t panel = groups.empty() ? 0 : groups.back().panel_end;
+        groups.push_back({one.begin, one.end, panel, panel, false});
+        own = next;
+      }
+      Group& group = groups.back();
+      group.row_end = one.end;
       one.x = prepared.size();
       for (const size_t form : one.expert->forms) {
         if (place[form] >= 0 && one.all) {
           prepared.push_back(prepared[place[form]]);
         } else {
-          prepare(form, count);
-          own_rows = true;
+          prepare(&own, form, one.end - one.begin);
+          group.own_rows = true;
         }
       }
-      one.gated = prepared.size();
-      prepare(one.expert->down_form, count);
       for (const Bound::Input& input : one.expert->inputs) {
-        inputs.push_back({&input, &one, panels});
-        panels += input.bound.product->weight->panels();
+        inputs.push_back({&input, &one, group.panel_end});
+        group.panel_end += input.bound.product->weight->panels();
       }
     }
   }
@@ -200,7 +226,8 @@ struct Experts::Pass {
 
   static void prepare_inputs(void* context, int64_t begin, int64_t end) {
     const Pass& pass = *static_cast<Pass*>(context);
-    for (int64_t row = begin; row < end; ++row) {
+    const int64_t first = pass.group->row_begin;
+    for (int64_t row = first + begin; row < first + end; ++row) {
       const Chosen& chosen = pass.chosen[pass.of_row[row]];
       const int64_t token = pass.tokens[row], own = row - chosen.begin;
       for (size_t i = 0; i < chosen.expert->forms.size(); ++i) {
@@ -218,6 +245,8 @@ struct Experts::Pass {
   static void multiply_inputs(void* context, int64_t begin, int64_t end) {
     const Pass& pass = *static_cast<Pass*>(context);
     const int64_t columns = 2 * pass.experts->w_;
+    begin += pass.group->panel_begin;
+    end += pass.group->panel_begin;
     auto input =
         std::upper_bound(pass.inputs.begin(), pass.inputs.end(), begin,
                          [](int64_t panel, const Input& i) { return panel < i.panel_begin; });
@@ -231,18 +260,19 @@ struct Experts::Pass {
       const uint32_t* const next =
           last ? input[1].input->bound.product->weight->words(0) : weight.words(panel + 1);
       const Chosen& chosen = *input->chosen;
-      float* const out = pass.gate_up + chosen.begin * columns + input->input->column;
+      float* const out = pass.gate_up + (chosen.begin - pass.group->row_begin) * columns;
       multiply(bound, pass.prepared[chosen.x + input->input->form], chosen, panel, next,
-               {out + panel * kPanelRows, columns, false});
+               {out + input->input->column + panel * kPanelRows, columns, false});
     }
   }
 
   static void prepare_downs(void* context, int64_t begin, int64_t end) {
     const Pass& pass = *static_cast<Pass*>(context);
     const int64_t W = pass.experts->w_;
-    for (int64_t row = begin; row < end; ++row) {
+    for (int64_t m = begin; m < end; ++m) {
+      const int64_t row = pass.group->row_begin + m;
       const Chosen& chosen = pass.chosen[pass.of_row[row]];
-      const float* const gate = pass.gate_up + row * 2 * W;
+      const float* const gate = pass.gate_up + m * 2 * W;
       const RowSource source = {RowSource::Kind::gated, gate, gate + W, 0, 0,
                                 pass.experts->gating_};
       pass.prepared[chosen.gated].set(row - chosen.begin, row_of(source, W, 0));
@@ -253,9 +283,6 @@ struct Experts::Pass {
   static void multiply_downs(void* context, int64_t begin, int64_t end) {
     const Pass& pass = *static_cast<Pass*>(context);
     const int64_t H = pass.experts->h_;
-    const int64_t first_column = begin * kPanelRows;
-    const int64_t columns = std::min(end * kPanelRows, H) - first_column;
-    for (int64_t t = 0; t < pass.T; ++t) memset(pass.total + t * H + first_column, 0, columns * 4);
     for (const Chosen& chosen : pass.chosen) {
       const BoundProduct& down = chosen.expert->down;
       const bool last = &chosen == &pass.chosen.back();
@@ -266,14 +293,9 @@ struct Experts::Pass {
                                          ? down.product->weight->words(panel + 1)
                                          : following.down.product->weight->words(its_panel);
         multiply(down, pass.prepared[chosen.gated], chosen, panel, next,
-                 {pass.total + panel * kPanelRows, H, true, pass.tokens.data() + chosen.begin,
+                 {pass.y + panel * kPanelRows, H, true, pass.tokens.data() + chosen.begin,
                   pass.weights.data() + chosen.begin});
       }
-    }
-    for (int64_t t = 0; t < pass.T; ++t) {
-      float* const out = pass.y + t * H + first_column;
-      const float* const sum = pass.total + t * H + first_column;
-      for (int64_t n = 0; n < columns; ++n) out[n] += sum[n];
     }
   }
 
@@ -312,14 +334,19 @@ void Experts::run_tokens(const float* x, const int32_t* chosen, const float* wei
   pass.T = T;
   pass.number_rows(chosen, weights, k);
   pass.lay_out();
-  const Stage stages[] = {
-      {pass.shared.empty() ? 0 : T, Pass::prepare_shared},
-      {pass.own_rows ? T * k : 0, Pass::prepare_inputs},
-      {pass.panels, Pass::multiply_inputs},
-      {T * k, Pass::prepare_downs},
-      {panels_of(h_), Pass::multiply_downs},
-  };
-  parallel_stages(stages, 5, &pass);
+  for (const Pass::Group& group : pass.groups) {
+    pass.group = &group;
+    const bool first = &group == &pass.groups.front(), last = &group == &pass.groups.back();
+    const int64_t rows = group.row_end - group.row_begin;
+    const Stage stages[] = {
+        {first && !pass.shared.empty() ? T : 0, Pass::prepare_shared},
+        {group.own_rows ? rows : 0, Pass::prepare_inputs},
+        {group.panel_end - group.panel_begin, Pass::multiply_inputs},
+        {rows, Pass::prepare_downs},
+        {last ? panels_of(h_) : 0, Pass::multiply_downs},
+    };
+    parallel_stages(stages, 5, &pass);
+  }
 }
 
 }  // namespace fewbits

@@ -1,8 +1,8 @@
 // The experts of a layer: each chosen one's products over the rows that chose it, all in one
 // call of the thread pool.
 //
-// A row's results are weighed and summed in float32, in the order of the experts' numbers. No row's
-// bits depend on other rows.
+// A row's results are weighed and added to y in float32, in the order of the experts' numbers. No
+// row's bits depend on other rows.
 #pragma once
 
 #include <stdint.h>
@@ -48,6 +48,9 @@ class Experts {
   std::vector<Bound> experts_;
   std::vector<Form> forms_;
   std::vector<int32_t> takers_;  // of forms of x: experts
+  // The most that an expert needs: words of a row of x in all its forms, and of what `down` takes.
+  int64_t x_words_ = 0, down_words_ = 0;
+  size_t most_forms_ = 0;
 };
 
 }  // namespace fewbits

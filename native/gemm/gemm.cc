@@ -9,6 +9,20 @@
 
 namespace fewbits {
 
+namespace {
+
+// Chunks for each thread: fewer panels are multiplied with some of the rows at a time (a router has
+// one panel), but with no fewer than a panel's codes are worth being read for.
+constexpr int64_t kChunksPerThread = 4;
+constexpr int64_t kRowsWorthReading = 32;
+
+int64_t rows_at_once(int64_t panels, int64_t rows) {
+  const int64_t chunks = (kChunksPerThread * thread_count() + panels - 1) / panels;
+  return std::max(kRowsWorthReading, (rows + chunks - 1) / chunks);
+}
+
+}  // namespace
+
 struct Gemm::Part {
   BoundProduct bound;
   size_t form;  // index into forms_
@@ -53,7 +67,10 @@ size_t Gemm::size() const { return parts_.back().output + 1; }
 struct Gemm::Pass {
   const Gemm* gemm;
   RowSource x;
-  int64_t row_begin, rows;
+  int64_t row_begin, rows, at_once;
+
+  // Of all rows, `at_once` at a time.
+  int64_t chunks() const { return (rows + at_once - 1) / at_once; }
   float* const* y;
   bool add;
   std::vector<Rows> forms;
@@ -72,8 +89,10 @@ struct Gemm::Pass {
   static void multiply(void* context, int64_t begin, int64_t end) {
     const Pass& pass = *static_cast<Pass*>(context);
     const std::vector<Part>& parts = pass.gemm->parts_;
+    const int64_t chunks = pass.chunks();
     size_t i = 0;
-    for (int64_t panel = begin; panel < end; ++panel) {
+    for (; begin < end; ++begin) {
+      const int64_t panel = begin / chunks, m = begin % chunks * pass.at_once;
       while (i + 1 < parts.size() && panel >= parts[i + 1].panel_begin) ++i;
       const Part& part = parts[i];
       const PackedWeight& weight = *part.bound.product->weight;
@@ -81,17 +100,18 @@ struct Gemm::Pass {
       const bool last = index + 1 == weight.panels() && i + 1 < parts.size();
       const uint32_t* const next =
           last ? parts[i + 1].bound.product->weight->words(0) : weight.words(index + 1);
-      float* const out =
-          pass.y[part.output] + pass.row_begin * part.y_width + part.y_begin + index * kPanelRows;
-      part.bound.multiply(pass.forms[part.form], 0, pass.rows, index, next,
-                          {out, part.y_width, pass.add});
+      float* const out = pass.y[part.output] + (pass.row_begin + m) * part.y_width + part.y_begin +
+                         index * kPanelRows;
+      part.bound.multiply(pass.forms[part.form], m, std::min(pass.at_once, pass.rows - m), index,
+                          next, {out, part.y_width, pass.add});
     }
   }
 };
 
 void Gemm::run(const RowSource& x, int64_t M, float* const* y, bool add) const {
   for (int64_t m = 0; m < M; m += kMaxRows) {
-    Pass pass{this, x, m, std::min<int64_t>(kMaxRows, M - m), y, add, {}};
+    const int64_t rows = std::min<int64_t>(kMaxRows, M - m);
+    Pass pass{this, x, m, rows, rows_at_once(panels_, rows), y, add, {}};
     int64_t words = 0;
     for (const Form& form : forms_) words += Rows::words(form, pass.rows);
     float* memory = prepared_memory(words);
@@ -99,7 +119,7 @@ void Gemm::run(const RowSource& x, int64_t M, float* const* y, bool add) const {
       pass.forms.emplace_back(form, pass.rows, memory);
       memory += Rows::words(form, pass.rows);
     }
-    const Stage stages[] = {{pass.rows, Pass::prepare}, {panels_, Pass::multiply}};
+    const Stage stages[] = {{pass.rows, Pass::prepare}, {panels_ * pass.chunks(), Pass::multiply}};
     parallel_stages(stages, 2, &pass);
   }
 }

@@ -162,7 +162,7 @@ void test_experts(int E, int k, int T, int H, int W, Gating gating) {
     std::iota(order.begin(), order.end(), 0);
     std::sort(order.begin(), order.end(),
               [&](int a, int b) { return chosen[t * k + a] < chosen[t * k + b]; });
-    std::vector<float> total(H);
+    std::vector<float> total(y.begin() + t * H, y.begin() + (t + 1) * H);
     for (const int place : order) {
       const Expert& expert = experts[chosen[t * k + place]];
       std::vector<float> gate_up(2 * W), gated(W), result(H);
@@ -173,7 +173,6 @@ void test_experts(int E, int k, int T, int H, int W, Gating gating) {
       Gemm({expert.down}).run({plain, gated.data(), nullptr}, 1, &into, false);
       for (int n = 0; n < H; ++n) total[n] += weights[t * k + place] * result[n];
     }
-    for (int n = 0; n < H; ++n) total[n] += y[t * H + n];
     CHECK(memcmp(total.data(), found.data() + t * H, H * sizeof(float)) == 0,
           "row %d of %d, %d of %d experts", t, T, k, E);
   }
@@ -221,6 +220,7 @@ int main() {
   test_experts(4, 2, 3, 320, 64, {});  // panels that threads can't share evenly
   test_experts(3, 1, 600 / test_every(), 64, 32, {});
   test_experts(2, 2, 2100 / test_every(), 64, 32, {});
+  test_experts(12, 4, 700 / test_every(), 64, 32, {});  // several groups of experts
   test_scaling(3, 5, 7);
   test_scaling(200, 6, 64);
 }
