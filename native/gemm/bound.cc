@@ -124,8 +124,8 @@ int64_t Rows::words(const Form& form, int64_t rows) {
 
 Rows::Rows(const Form& form, int64_t rows, float* memory) : form_(&form) {
   values_ = reinterpret_cast<uint32_t*>(memory);
-  sums_ = memory + rows * form.value_stride;
-  scales_ = sums_ + rows * form.span_stride;
+  sums_ = values_ + rows * form.value_stride;
+  scales_ = memory + rows * (form.value_stride + form.span_stride);
   factors_ = scales_ + rows * form.span_stride;
   zeros_ = factors_ + rows;
 }
@@ -220,7 +220,7 @@ void BoundProduct::multiply(const Rows& x, int64_t begin, int64_t rows, int64_t 
   panel.next = next;
   panel.intel = cpu_features().intel;
   panel.list = {form.spans.data(), static_cast<int64_t>(form.spans.size())};
-  const float* const sums = kernel->sums ? x.sums_ + begin * form.span_stride : nullptr;
+  const uint32_t* const sums = kernel->sums ? x.sums_ + begin * form.span_stride : nullptr;
   const float* const scales =
       activation.group_size ? x.scales_ + begin * form.span_stride : nullptr;
   alignas(64) float totals[kMaxRows * kPanelRows];

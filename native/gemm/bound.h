@@ -39,8 +39,8 @@ class Rows {
  private:
   friend struct BoundProduct;
   const Form* form_;
-  uint32_t* values_;
-  float *sums_, *scales_, *factors_, *zeros_;
+  uint32_t *values_, *sums_;
+  float *scales_, *factors_, *zeros_;
 };
 
 // A product that has been checked, with the kernel that computes it.

@@ -18,7 +18,7 @@ struct Bytes : Bytes512 {
 __m512i integers(const float* x) { return _mm512_cvtps_epi32(_mm512_loadu_ps(x)); }
 
 struct ByteWords : Int8Words {
-  static float sum(const uint32_t* words, int64_t count) {
+  static int32_t sum(const uint32_t* words, int64_t count) {
     const __m128i middle = _mm_set1_epi8(INT8_MIN);
     __m128i sums = _mm_setzero_si128();  // of bytes without a sign
     int64_t added = 0;
@@ -27,8 +27,7 @@ struct ByteWords : Int8Words {
       const __m128i bytes = _mm_maskz_loadu_epi32(valid, words + i);
       sums = _mm_add_epi64(sums, _mm_sad_epu8(_mm_xor_si128(bytes, middle), _mm_setzero_si128()));
     }
-    const int64_t sum = _mm_cvtsi128_si64(sums) + _mm_extract_epi64(sums, 1) - added;
-    return static_cast<float>(sum);
+    return static_cast<int32_t>(_mm_cvtsi128_si64(sums) + _mm_extract_epi64(sums, 1) - added);
   }
   template <int codes, int stride>
   static int64_t bulk(const float* x, int64_t K, uint32_t* values) {

@@ -41,6 +41,7 @@ void panel(const GemmPanel& p, const GemmInput& in, int64_t rows, float* totals)
     for (int64_t m = 0; m < rows; ++m) {
       const uint32_t* x = in.values + m * in.value_stride;
       const int64_t place = m * in.span_stride + s;
+      const float sum = in.sums ? from_bits(in.sums[place]) : 0;
       float partial[kPanelRows] = {};
       for (int32_t kw = span.word_begin; kw < span.word_end; ++kw) {
         for (int j = 0; j < kCodes; ++j) {
@@ -52,7 +53,7 @@ void panel(const GemmPanel& p, const GemmInput& in, int64_t rows, float* totals)
       }
       for (int n = 0; n < kPanelRows; ++n) {
         if (p.zero) {
-          partial[n] -= static_cast<float>(p.zero[span.group * kPanelRows + n]) * in.sums[place];
+          partial[n] -= static_cast<float>(p.zero[span.group * kPanelRows + n]) * sum;
         }
         if (in.scales) partial[n] *= in.scales[place];
         totals[m * kPanelRows + n] += scale[n] * partial[n];
@@ -69,11 +70,12 @@ void prepare(const float* x, int64_t K, uint32_t* values) {
 }
 
 template <int codes>
-float span_sum(const uint32_t* values, int64_t begin, int64_t end) {
+uint32_t span_sum(const uint32_t* values, int64_t begin, int64_t end) {
   // Eight sums side by side: one chain of additions would take as long as a small product.
   float lane[8] = {};
   for (int64_t k = begin * codes; k < end * codes; ++k) lane[k & 7] += from_bits(values[k]);
-  return ((lane[0] + lane[4]) + (lane[1] + lane[5])) + ((lane[2] + lane[6]) + (lane[3] + lane[7]));
+  return to_bits(((lane[0] + lane[4]) + (lane[1] + lane[5])) +
+                 ((lane[2] + lane[6]) + (lane[3] + lane[7])));
 }
 
 template <WeightKind kind>

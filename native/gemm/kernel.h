@@ -116,8 +116,8 @@ struct GemmPanel {
 struct GemmInput {
   const uint32_t* values;  // [rows][value_stride]
   int64_t value_stride;
-  const float* sums;    // [rows][span_stride]: sum of x per span, or null
-  const float* scales;  // [rows][span_stride]: scale of x per span, or null
+  const uint32_t* sums;  // [rows][span_stride]: the kernel's `sum` per span, or null
+  const float* scales;   // [rows][span_stride]: scale of x per span, or null
   int64_t span_stride;
 };
 
@@ -185,8 +185,9 @@ struct GemmKernel {
   void (*panel)(const GemmPanel& panel, const GemmInput& input, int64_t rows, float* totals);
   // Words of a row of x [K]; what lies behind K in the last word of the weight is zero.
   void (*prepare)(const float* x, int64_t K, uint32_t* values);
-  // The sum of x over words [begin, end) of the weight.
-  float (*sum)(const uint32_t* values, int64_t begin, int64_t end);
+  // The sum of x over words [begin, end) of the weight: a float, or of integers an int32, times
+  // minus what decoding leaves in a code.
+  uint32_t (*sum)(const uint32_t* values, int64_t begin, int64_t end);
   int x_words;  // for a word of the weight
   int span_codes;
   bool sums;     // whether `panel` reads the sums of x

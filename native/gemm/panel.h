@@ -1,52 +1,16 @@
 // The pass of a panel over prepared rows of x, the same for all tiers with vector registers.
-//
-// A tier's `Dot` says what one step is:
-//
-//   kLanes             rows of the panel in a register
-//   kMaxRows           rows of x whose sums fit the registers, some of the panel's at a time
-//   kManyRows          rows that are taken at once where there are more
-//   tiles<rows>        registers of words that are taken at once with so many rows of x
-//   kRowsBesideWords   and beside the words that they were decoded from
-//   kRowsWithTotals    and beside their totals
-//   decoding_rows<kind>     rows of x that are taken at once while codes are decoded into registers
-//   decode_once_rows<kind>  from this many rows on, codes are decoded into memory once instead
-//   decode_once_rows_intel  and on Intel's cores at the latest from this many: there all that 512
-//                           bits do takes turns on two pipes, AMD's have four of which two multiply
-//   Words, Operand, Sum, Float
-//   load_words(p), load_operand(p), store_operand(p, operand), broadcast(x)
-//   steps<kind>        operands of a word
-//   decode_operations<kind>  that all steps of a word take
-//   kIntegers          sums are integers, and begin at what takes the offset out of them
-//   offset<kind>       what decoding leaves in a code
-//   doubled<kind>      decoded codes are twice what they stand for
-//   decode<kind, step>(words), dot(sum, operand, x), to_float(sum), zero() or from_float(value)
-//   load, store, set1, mul, fmadd, fnmadd   on Float
-//   widen_e4m3(codes, count, floats)   whole rows of a panel's scales
 #pragma once
 
-#include <immintrin.h>
-
-#include "gemm/kernel.h"
-#include "gemm/numbers.h"
-
-#define FEWBITS_INLINE static inline __attribute__((always_inline))
-#define FEWBITS_MEMBER inline __attribute__((always_inline))
+#include "gemm/block.h"
+#include "gemm/small_groups.h"
 
 namespace fewbits {
 namespace {
 
-// Weights are asked for ahead, across the end of a panel into the next one, and only for the
-// second-level cache: the hardware's own prefetcher follows what misses the first. Where one pass
-// over a block is all, with all rows of x and of the panel, it asks for what it reads this many
-// words later (bench/log.md has what other distances cost); several passes share the lines of the
-// next block among them, so that memory is read all the time and not by the first pass alone.
-constexpr int kPrefetchWords = 24;
 // From this many operations on a register of words, dots and what decoding takes, a pass is slower
 // than memory, and all lines are asked for; below, one of four: to ask for all then costs a third
 // on a Zen 4. On Intel's cores all of them gain a tenth.
 constexpr int kSlowPass = 8;
-constexpr int kLineRows = 16;  // rows of a panel in a cache line
-constexpr int kPanelLines = kPanelRows / kLineRows;
 
 // With groups of at most this many codes it pays to keep totals in registers, and so to take fewer
 // rows at once: they are changed every few products.
@@ -54,51 +18,22 @@ constexpr int kSmallGroup = 32;
 
 template <class Dot, int rows>
 constexpr int kTiles = Dot::template tiles<rows>;
+template <class Dot, int rows>
+constexpr int kStripRows = kTiles<Dot, rows> * Dot::kLanes;
+
 template <class Dot, WeightKind kind>
 constexpr int kMostCodes =
     Dot::kIntegers && Dot::template steps<kind> == 1 ? kLongSpanCodes : kSpanCodes;
 
-template <class Dot, int rows>
-constexpr int kStripRows = kTiles<Dot, rows> * Dot::kLanes;
-
-// Some spans of a panel. `words` and `operands` begin at the first word of the first span, `scale`
-// and `offset` at its group.
-struct Block {
-  const Span* begin;
-  const Span* end;
-  int64_t first_span;
-  const uint32_t* words;     // of the weight, or
-  const uint32_t* operands;  // decoded: [word][step][64]
-  const float* scale;        // [groups][64]
-  const float* offset;       // [groups][64] of zero points and of float sums, or null
-  int64_t count;             // words of a row
-  int64_t rows;              // of x that it is multiplied with
-  const uint32_t* next;      // block's words
-  bool intel;
-};
-
-// What a pass asks for with each line of words or operands that it reads: the cache line at
-// `words`, or `all` of a word's rows, and `stride` further each time; what would be at `border` is
-// at `next`.
-struct Ahead {
-  const uint32_t* words;
-  int64_t stride;
-  bool all;
-  const uint32_t *border, *next;
-
-  FEWBITS_MEMBER const uint32_t* first() const {
-    return words < border ? words : next + (words - border);
-  }
-};
-
+// Passes over some of the rows each share the lines of the next block among them, so that memory is
+// read all the time and not by the first pass alone.
 template <class Dot, WeightKind kind, bool decoded, int rows>
 FEWBITS_INLINE Ahead ahead_of(const Block& block, int64_t m, int n) {
   constexpr int kStrips = kPanelRows / kStripRows<Dot, rows>;
   if (kStrips == 1 && rows >= block.rows) {
     constexpr int kDots = rows * Dot::template steps<kind>;
     constexpr bool kSlow = kDots + Dot::template decode_operations<kind> >= kSlowPass;
-    return {block.words + kPrefetchWords * kPanelRows, kPanelRows, kSlow || block.intel,
-            block.words + block.count * kPanelRows, block.next};
+    return following_words(block, kSlow || block.intel);
   }
   // By rows of x and strips.
   const int64_t size = block.count * kPanelRows;
@@ -108,19 +43,6 @@ FEWBITS_INLINE Ahead ahead_of(const Block& block, int64_t m, int n) {
   const int64_t before = m * kStrips + n / kStripRows<Dot, rows> * rows;
   const uint32_t* const words = block.next + size * before / all;
   return {words, stride, stride > kLineRows, words + size, words + size};
-}
-
-// Zero points and what decoding leaves in a code are taken out by the sums of x: of integer sums
-// the latter at their beginning, where it costs nothing.
-template <class Dot, WeightKind kind>
-constexpr bool has_sums() {
-  return Dot::template offset<kind> != 0 || kind == WeightKind::int4 || kind == WeightKind::int8;
-}
-
-// Whether something may be left to be taken out of a partial sum.
-template <class Dot, WeightKind kind>
-constexpr bool has_offsets() {
-  return has_sums<Dot, kind>() && !(Dot::kIntegers && kind == WeightKind::fp4);
 }
 
 template <class Dot, WeightKind kind, int rows, int step = 0>
@@ -196,7 +118,8 @@ struct Totals {
   static constexpr bool kKept = rows <= Dot::kRowsWithTotals;
 
   const Block& block;
-  const float *sums, *scales;
+  const uint32_t* sums;
+  const float* scales;
   int64_t stride;
   float* memory;
   int n;
@@ -219,9 +142,7 @@ struct Totals {
     for (int i = 0; i < rows; ++i) {
       typename Dot::Sum first;
       if constexpr (Dot::kIntegers) {
-        // Exact: the offset is a power of two, or the sum one of some small numbers.
-        const Float left = Dot::set1(-Dot::template offset<kind>);
-        first = Dot::from_float(Dot::mul(left, Dot::set1(sums[i * stride])));
+        first = Dot::broadcast(sums + i * stride);
       } else {
         first = Dot::zero();
       }
@@ -253,7 +174,7 @@ struct Totals {
       for (int i = 0; i < rows; ++i) {
         Float partial = Dot::to_float(sum[i][t]);
         if constexpr (shifted) {
-          partial = Dot::fnmadd(offset, Dot::set1(sums[i * stride]), partial);
+          partial = Dot::fnmadd(offset, Dot::set1(sum_of_x<Dot, kind>(sums[i * stride])), partial);
         }
         if constexpr (scaled) partial = Dot::mul(partial, Dot::set1(scales[i * stride]));
         if constexpr (kKept) {
@@ -345,6 +266,14 @@ static void panel(const GemmPanel& p, const GemmInput& in, int64_t rows, float* 
                 nullptr,       words,
                 rows,          last ? p.next : words_of_block + words * kPanelRows,
                 p.intel};
+    const bool small = (words / (end - begin)) * kCodes <= kSmallGroup;
+    begin = end;
+    if constexpr (takes_small_groups<Dot, kind>()) {
+      if (has_small_groups<Dot, kind>(p, block)) {
+        multiply_small_groups<Dot, kind, scaled>(p, block, in, totals);
+        continue;
+      }
+    }
     if (p.scale_kind == ScaleKind::f32 && !p.shared) {
       block.scale = static_cast<const float*>(p.scale) + group * kPanelRows;
     } else if (p.scale_kind == ScaleKind::e4m3 && !p.shared) {
@@ -361,8 +290,6 @@ static void panel(const GemmPanel& p, const GemmInput& in, int64_t rows, float* 
       }
       block.offset = offsets;
     }
-    const bool small = (words / (end - begin)) * kCodes <= kSmallGroup;
-    begin = end;
     constexpr int kOnce = Dot::template decode_once_rows<kind>;
     constexpr int kOnceOfIntel =
         kOnce < Dot::decode_once_rows_intel ? kOnce : Dot::decode_once_rows_intel;

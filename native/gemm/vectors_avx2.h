@@ -64,7 +64,6 @@ struct Integers256 : Vectors256 {
     _mm256_store_si256(reinterpret_cast<__m256i*>(p), operand);
   }
   static Operand broadcast(const uint32_t* x) { return _mm256_set1_epi32(static_cast<int>(*x)); }
-  static Sum from_float(Float value) { return _mm256_cvtps_epi32(value); }
   static Float to_float(Sum sum) { return _mm256_cvtepi32_ps(sum); }
   template <WeightKind kind>
   static constexpr int offset = kind == WeightKind::int4   ? 8

@@ -64,7 +64,6 @@ struct Integers512 : Vectors512 {
   static Operand load_operand(const uint32_t* p) { return _mm512_load_si512(p); }
   static void store_operand(uint32_t* p, Operand operand) { _mm512_store_si512(p, operand); }
   static Operand broadcast(const uint32_t* x) { return _mm512_set1_epi32(static_cast<int>(*x)); }
-  static Sum from_float(Float value) { return _mm512_cvtps_epi32(value); }
   static Float to_float(Sum sum) { return _mm512_cvtepi32_ps(sum); }
   template <WeightKind kind>
   static constexpr int offset = kind == WeightKind::int4   ? 8

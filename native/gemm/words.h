@@ -52,12 +52,12 @@ struct Int16Words : WordByWord {
     return static_cast<uint16_t>(as_integer(x[0])) | static_cast<uint32_t>(as_integer(x[stride]))
                                                          << 16;
   }
-  static float sum(const uint32_t* words, int64_t count) {
+  static int32_t sum(const uint32_t* words, int64_t count) {
     int32_t sum = 0;
     for (int64_t i = 0; i < count; ++i) {
       sum += static_cast<int16_t>(words[i]) + (static_cast<int32_t>(words[i]) >> 16);
     }
-    return static_cast<float>(sum);
+    return sum;
   }
 };
 
@@ -70,12 +70,12 @@ struct Int8Words : WordByWord {
     }
     return word;
   }
-  static float sum(const uint32_t* words, int64_t count) {
+  static int32_t sum(const uint32_t* words, int64_t count) {
     int32_t sum = 0;
     for (int64_t i = 0; i < count; ++i) {
       for (int j = 0; j < 4; ++j) sum += static_cast<int8_t>(words[i] >> (8 * j));
     }
-    return static_cast<float>(sum);
+    return sum;
   }
 };
 
@@ -98,16 +98,22 @@ void prepare(const float* x, int64_t K, uint32_t* values) {
   }
 }
 
-template <class Words, int words>
-float span_sum(const uint32_t* values, int64_t begin, int64_t end) {
-  return Words::sum(values + begin * words, (end - begin) * words);
+template <class Dot, class Words, WeightKind kind>
+uint32_t span_sum(const uint32_t* values, int64_t begin, int64_t end) {
+  constexpr int kWords = Dot::template steps<kind>;
+  const auto sum = Words::sum(values + begin * kWords, (end - begin) * kWords);
+  if constexpr (Dot::kIntegers) {
+    return static_cast<uint32_t>(-Dot::template offset<kind> * sum);
+  } else {
+    return to_bits(sum);
+  }
 }
 
 template <class Dot, class Words, WeightKind kind>
 constexpr GemmKernel make_kernel() {
-  constexpr int kWords = Dot::template steps<kind>;
-  return {panel_of<Dot, kind>,   prepare<Dot, Words, kind>, span_sum<Words, kWords>,    kWords,
-          kMostCodes<Dot, kind>, has_sums<Dot, kind>(),     Dot::template doubled<kind>};
+  return {panel_of<Dot, kind>,        prepare<Dot, Words, kind>, span_sum<Dot, Words, kind>,
+          Dot::template steps<kind>,  kMostCodes<Dot, kind>,     has_sums<Dot, kind>(),
+          Dot::template doubled<kind>};
 }
 
 // The kernels of a tier that multiplies floats, and integers in pairs: of eight bits where the
