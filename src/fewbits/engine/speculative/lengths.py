@@ -20,6 +20,8 @@ _TIMES = 5  # of passes of a size that are kept; their median counts
 _TRIAL = 2  # passes with one draft token each, which show whether drafting pays again
 _REST = (8, 512)  # passes before drafting is tried again, where it didn't pay: twice as many each time
 _FADED = 0.25  # what is left of what was known of acceptance before a rest
+_WASTE = 0.01  # of the time, that drafting may have cost before new requests are no reason to try it
+_RECENT = 0.999  # what a pass leaves of the weight of those before it, in that share
 _SELDOM = 4  # while it rests, one pass of so many is timed
 _REFRESH = 64  # passes with drafts before one without is timed again
 
@@ -39,7 +41,7 @@ class Lengths(Protocol):
     def forget(self, sequence: int) -> None: ...
 
     def wake(self) -> None:
-        """A new request: it may be easier to guess."""
+        """A new request: it may be easier to guess than those before, and end a rest."""
 
     @property
     def resting(self) -> int:
@@ -154,9 +156,13 @@ class Adaptive:
         self._drafted = 0  # passes in a row
         self._trial = _TRIAL  # passes left of it
         self._resting, self._rest = 0, _REST[0]  # passes left, and of the next rest
+        self._sequences = 0  # of the pass
+        self._gained = 0  # draft tokens that it accepted
+        self._spent = self._lost = 0.0  # seconds, and how many of them drafts took beyond what they gained
 
     def choose(self, room: Mapping[int, int]) -> dict[int, int]:
-        sequences = len(room)
+        sequences = self._sequences = len(room)
+        self._gained = 0
         most = {sequence: min(self._most, its) for sequence, its in room.items()}
         if self._resting or sequences not in self._passes or self._drafted >= _REFRESH:
             return dict.fromkeys(room, 0)
@@ -197,26 +203,34 @@ class Adaptive:
     def accepted(self, sequence: int, drafted: int, accepted: int) -> None:
         if sequence not in self._each:
             self._each[sequence] = Acceptance(self._all)
+        self._gained += accepted
         self._each[sequence].add(drafted, accepted)
         self._all.add(drafted, accepted)
 
     def timed(self, tokens: int, drafts: int, seconds: float, drafting: float) -> None:
         if self._resting % _SELDOM == 0:
             self._passes.add(tokens, seconds)
-        if drafts:
-            self._drafting.add(drafts, drafting)
+        self._spent = _RECENT * self._spent + seconds + drafting
+        self._lost *= _RECENT
         self._drafted = self._drafted + 1 if drafts else 0
         if drafts:
+            self._drafting.add(drafts, drafting)
             self._trial = max(self._trial - 1, 0)
+            saved = (1 + self._gained / self._sequences) * self._passes.at(self._sequences)
+            self._lost = max(self._lost + seconds + drafting - saved, 0.0)
         if self._resting:
             self._resting -= 1
             if not self._resting:
-                self.wake()
+                self._try_again()
 
     def forget(self, sequence: int) -> None:
         self._each.pop(sequence, None)
 
     def wake(self) -> None:
+        if not self._resting or self._lost <= _WASTE * self._spent:
+            self._try_again()
+
+    def _try_again(self) -> None:
         self._resting, self._trial = 0, _TRIAL
         for acceptance in (self._all, *self._each.values()):
             acceptance.fade()
