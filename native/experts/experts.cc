@@ -1,11 +1,8 @@
 #include "experts/experts.h"
 
-#include <string.h>
-
 #include <algorithm>
 #include <stdexcept>
 #include <string>
-#include <utility>
 
 #include "gemm/bound.h"
 #include "threads.h"

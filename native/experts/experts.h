@@ -1,5 +1,5 @@
-// The experts of a layer: each chosen one's products over the rows that chose it, all in one
-// call of the thread pool.
+// The experts of a layer: each chosen one's products over the rows that chose it. Few rows are one
+// call of the thread pool; of many, groups of experts take turns.
 //
 // A row's results are weighed and added to y in float32, in the order of the experts' numbers. No
 // row's bits depend on other rows.

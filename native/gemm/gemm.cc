@@ -67,13 +67,12 @@ size_t Gemm::size() const { return parts_.back().output + 1; }
 struct Gemm::Pass {
   const Gemm* gemm;
   RowSource x;
-  int64_t row_begin, rows, at_once;
-
-  // Of all rows, `at_once` at a time.
-  int64_t chunks() const { return (rows + at_once - 1) / at_once; }
+  int64_t row_begin, rows, at_once;  // rows that a panel is multiplied with at once
   float* const* y;
   bool add;
   std::vector<Rows> forms;
+
+  int64_t chunks() const { return (rows + at_once - 1) / at_once; }
 
   static void prepare(void* context, int64_t begin, int64_t end) {
     const Pass& pass = *static_cast<Pass*>(context);

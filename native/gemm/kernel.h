@@ -31,8 +31,7 @@
 //   s8           4        k,k+2,k+4,k+6 | k+1,k+3,k+5,k+7            k,k+1,k+2,k+3
 //
 // Order of accumulation, the same for every row of x whatever its company: K is cut into spans, at
-// the borders of groups (the weight's and those of x's own scales) and at most as long as the
-// kernel says.
+// the borders of groups (the weight's and those of x's own scales) and at most `span_codes` long.
 // Within a span the products are added one by one (or pair by pair) along K, in float32, or exactly
 // in int32; then
 //   total += scale * (x scale * (partial - offset * sum of the span's x)),
@@ -188,10 +187,10 @@ struct GemmKernel {
   // The sum of x over words [begin, end) of the weight: a float, or of integers an int32, times
   // minus what decoding leaves in a code.
   uint32_t (*sum)(const uint32_t* values, int64_t begin, int64_t end);
-  int x_words;  // for a word of the weight
-  int span_codes;
-  bool sums;     // whether `panel` reads the sums of x
-  bool doubled;  // `prepare` wants x doubled, and totals are four times what they stand for
+  int x_words;     // for a word of the weight
+  int span_codes;  // the longest span
+  bool sums;       // whether `panel` reads the sums of x
+  bool doubled;    // `prepare` wants x doubled, and totals are four times what they stand for
 };
 
 // What a tier does to rows of floats around the products.
