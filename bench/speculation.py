@@ -51,7 +51,8 @@ from fewbits.engine.request import Request, SamplingParams  # noqa: E402
 from fewbits.engine.speculative.driver import Driver  # noqa: E402
 from fewbits.engine.speculative.eagle import Eagle  # noqa: E402
 from fewbits.engine.speculative.lengths import Fixed  # noqa: E402
-from fewbits.load_drafter import LoadedDrafter  # noqa: E402
+from fewbits.kernels.cpu.ops import CpuOps  # noqa: E402
+from fewbits.load_drafter import LoadedDrafter, load_drafter  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results"
 EXAMPLE = ROOT / "examples" / "stdlib-lm" / "w4a16-asym"
@@ -317,34 +318,46 @@ def example(arguments: argparse.Namespace) -> None:
 # ---- trees
 
 
+class RankedOps(CpuOps):
+    """Keeps the best tokens of each step of a drafter, for which its operations run one by one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps: list[list[int]] = []
+
+    def fused(self, block: Any, widths: Any, caches: int) -> None:
+        return None
+
+    def best_tokens(self, logits: Any, ids: Any, among: bool, to: Any) -> None:
+        super().best_tokens(logits, ids, among, to)
+        assert ids is not None and not among
+        self.steps += [ids[(-row).argsort()[:RANKS]].tolist() for row in logits]
+
+
 class Ranked(Eagle):
     """Of each round with one request: the place of its first draft token, and the best tokens of each step."""
 
-    def __init__(self, loaded: LoadedDrafter, max_pages: int) -> None:
+    def __init__(self, loaded: LoadedDrafter, max_pages: int, ops: RankedOps) -> None:
         super().__init__(loaded, max_pages)
+        self._ranked = ops
         self.rounds: list[tuple[int, list[list[int]]]] = []
 
     def propose(self, wanted: Mapping[int, tuple[Request, int]]) -> None:
         [(request, _)] = wanted.values()
-        self.rounds.append((request.computed + 1, []))
+        self._ranked.steps = []
         super().propose(wanted)
-
-    def _tokens(self, logits: Any) -> list[int]:
-        ids = self._loaded.ids
-        assert ids is not None and not self._loaded.from_columns
-        self.rounds[-1][1].append(ids[(-logits[0]).argsort()[:RANKS]].tolist())
-        return super()._tokens(logits)
+        self.rounds.append((request.computed + 1, self._ranked.steps))
 
 
 def trees(arguments: argparse.Namespace) -> None:
     """Prints, of answers to held-out code, how often all before a step of the chain is right and its first, second, …
     guess too; and the tokens a pass that follow from it.
     """
-    llm = LLM(EXAMPLE, draft=arguments.draft, draft_tokens=MOST)
-    assert llm.drafter is not None
+    llm, ops = LLM(EXAMPLE, draft=arguments.draft, draft_tokens=MOST), RankedOps()
+    drafter = load_drafter(arguments.draft, replace(llm._loaded, ops=ops))
     hits, rounds = [[0] * RANKS for _ in range(MOST)], 0
     for prompt in held_out(llm):
-        ranked = Ranked(llm.drafter, llm._cache.max_pages)
+        ranked = Ranked(drafter, llm._cache.max_pages, ops)
         llm._driver = Driver(ranked, Fixed(MOST))
         params = SamplingParams(max_tokens=arguments.tokens, ignore_eos=True, temperature=arguments.temperature)
         known = prompt + llm.generate([prompt], params)[0].token_ids

@@ -5,6 +5,7 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
 
 #include <algorithm>
 #include <stdexcept>
@@ -108,7 +109,7 @@ void attend(const AttentionSpec& spec, uintptr_t q, uintptr_t out, const BoundSt
 }  // namespace
 
 BoundStep::BoundStep(Longs slots, Longs positions, Ints query_start, Ints kv_len, Table block_table,
-                     std::optional<Mask> mask)
+                     std::optional<Mask> mask, std::optional<Longs> wanted)
     : Step{static_cast<int64_t>(slots.shape(0)),
            slots.data(),
            positions.data(),
@@ -146,6 +147,85 @@ BoundStep::BoundStep(Longs slots, Longs positions, Ints query_start, Ints kv_len
                                 (its < 0 ? ": query_start must not decrease"
                                          : ": kv_len counts the rows of the batch too"));
   }
+  if (wanted && wanted->shape(0) != rows) find_last(wanted->data(), wanted->shape(0));
+}
+
+// They fit where they are the last of their sequences and see all before them.
+void BoundStep::find_last(const int64_t* wanted, int64_t count) {
+  const auto made = std::make_shared<Made>();
+  last_ = made;
+  int64_t r = 0;
+  made->start.push_back(0);
+  for (int s = 0; s < sequences; ++s) {
+    const int64_t begin = query_start[s], end = query_start[s + 1];
+    while (r < count && wanted[r] >= begin && wanted[r] < end) {
+      const int64_t next = r + 1 < count ? wanted[r + 1] : T;
+      if (wanted[r] + 1 < end ? next != wanted[r] + 1 : next < end) return;
+      made->slots.push_back(slots[wanted[r]]);
+      made->positions.push_back(positions[wanted[r++]]);
+    }
+    made->start.push_back(static_cast<int32_t>(r));
+  }
+  if (r != count || mask) return;
+  made->numbers.assign(wanted, wanted + count);
+  made->last = {made->numbers.data(), *this};
+  fewbits::Step& step = made->last.step;
+  step.T = count;
+  step.slots = made->slots.data();
+  step.positions = made->positions.data();
+  step.query_start = made->start.data();
+  made->fits = true;
+}
+
+const fewbits::LastRows* BoundStep::last() const {
+  require(!last_ || last_->fits,
+          "the wanted rows aren't the last of their sequences, or a mask says what they see");
+  return last_ ? &last_->last : nullptr;
+}
+
+std::optional<std::vector<int64_t>> BoundStep::wanted() const {
+  if (!last()) return {};
+  return last_->numbers;
+}
+
+BoundStep BoundStep::with(const fewbits::Step& step, std::shared_ptr<const Made> made) const {
+  BoundStep other(*this);
+  static_cast<fewbits::Step&>(other) = step;
+  other.own_ = std::move(made);
+  other.last_ = nullptr;
+  return other;
+}
+
+BoundStep BoundStep::of_last() const {
+  const fewbits::LastRows* const rows = last();
+  return rows ? with(rows->step, last_) : *this;
+}
+
+std::vector<BoundStep> BoundStep::ahead(const std::vector<int>& rows, int page_size) const {
+  std::vector<BoundStep> steps;
+  for (size_t i = 0; i < rows.size(); ++i) {
+    require(rows[i] >= 0 && rows[i] <= (i ? rows[i - 1] : sequences) && page_size > 0,
+            "steps ahead have no more sequences than the one before");
+    const auto made = std::make_shared<Made>();
+    made->start.push_back(0);
+    int64_t farthest = 0;
+    for (int s = 0; s < rows[i]; ++s) {
+      const int64_t position = kv_len[s] + static_cast<int64_t>(i), page = position / page_size;
+      require(page < max_pages, "the block table has no page for a step ahead");
+      made->slots.push_back(block_table[int64_t{s} * max_pages + page] * int64_t{page_size} +
+                            position % page_size);
+      made->positions.push_back(position);
+      made->lengths.push_back(static_cast<int32_t>(position + 1));
+      made->start.push_back(s + 1);
+      farthest = std::max(farthest, position);
+    }
+    const fewbits::Step step = {rows[i],     made->slots.data(), made->positions.data(),
+                                rows[i],     made->start.data(), made->lengths.data(),
+                                block_table, max_pages,          nullptr};
+    steps.push_back(with(step, made));
+    steps.back().highest = farthest;
+  }
+  return steps;
 }
 
 void bind_attention(nb::module_& module) {
@@ -163,9 +243,13 @@ void bind_attention(nb::module_& module) {
            arg("k_scale"), arg("v_scale"));
   nb::class_<BoundStep>(module, "Step")
       .def(nb::init<BoundStep::Longs, BoundStep::Longs, BoundStep::Ints, BoundStep::Ints,
-                    BoundStep::Table, std::optional<BoundStep::Mask>>(),
+                    BoundStep::Table, std::optional<BoundStep::Mask>,
+                    std::optional<BoundStep::Longs>>(),
            arg("slots"), arg("positions"), arg("query_start"), arg("kv_len"), arg("block_table"),
-           arg("mask").none())
+           arg("mask").none(), arg("wanted").none() = nb::none())
+      .def("of_last", &BoundStep::of_last)
+      .def("ahead", &BoundStep::ahead, arg("rows"), arg("page_size"))
+      .def_prop_ro("wanted", &BoundStep::wanted)
       .def_ro("T", &BoundStep::T)
       .def_ro("highest", &BoundStep::highest);
 }

@@ -106,14 +106,11 @@ class Embedding {
 
   void rows(uintptr_t ids, int64_t T, uintptr_t y) const {
     const int64_t* wanted = at<const int64_t>(ids);
-    for (int64_t t = 0; t < T; ++t) {
-      require(wanted[t] >= 0 && wanted[t] < table_.rows,
-              "token id " + std::to_string(wanted[t]) + " is not among the " +
-                  std::to_string(table_.rows) + " rows of the embedding");
-    }
+    for (int64_t t = 0; t < T; ++t) fewbits::check_id(table_, wanted[t]);
     fewbits::gather_rows(table_, wanted, T, at<float>(y));
   }
 
+  const fewbits::EmbeddingTable& table() const { return table_; }
   int64_t row_count() const { return table_.rows; }
   int64_t K() const { return table_.K; }
 
@@ -139,6 +136,8 @@ void bind_elementwise(nb::module_& module) {
              arg("width"), unlocked, "x[t, h, :] *= sigmoid(gate[t, h]), in place, of float32.");
   module.def("argmax", &argmax, arg("x"), arg("R"), arg("V"), arg("columns"), unlocked,
              "Where each row of float32 [R, V] is largest, or has its first NaN; int64 [R].");
+  nb::class_<fewbits::EmbeddingTable>(module, "EmbeddingTable",
+                                      "What an Embedding holds, which must outlive it.");
   nb::class_<Embedding>(module, "Embedding",
                         "Rows of an embedding, dequantized to float32 when they are asked for.")
       .def(nb::init<const std::string&, Codes, int64_t, std::optional<Groups>,
@@ -147,6 +146,7 @@ void bind_elementwise(nb::module_& module) {
            arg("group_size"))
       .def("rows", &Embedding::rows, arg("ids"), arg("T"), arg("y"), unlocked,
            "Row ids[t] (int64 [T]) into y[t] (float32 [T, K]); both are addresses.")
+      .def_prop_ro("table", &Embedding::table, nb::rv_policy::reference_internal)
       .def_prop_ro("N", &Embedding::row_count)
       .def_prop_ro("K", &Embedding::K);
 }

@@ -28,6 +28,7 @@ struct Checked {
   Program program;
   std::vector<std::pair<fewbits::AttentionSpec, int>> attentions;
   int caches = 0, rotations = 0;
+  bool narrows = false;
 
   explicit Checked(int inputs) : program(inputs) {}
 };
@@ -50,26 +51,33 @@ void handle_signals() {
   if (PyErr_CheckSignals() != 0) throw nb::python_error();
 }
 
-void run(const Checked& checked, const std::vector<uintptr_t>& inputs, uintptr_t memory,
-         const BoundStep& step, const std::vector<const fewbits::LayerCache*>& caches,
+// Passes one after the other; each has its inputs and its step.
+void run(const Checked& checked, const std::vector<std::vector<uintptr_t>>& inputs,
+         uintptr_t memory, const std::vector<const BoundStep*>& steps,
+         const std::vector<const fewbits::LayerCache*>& caches,
          const std::vector<std::pair<uintptr_t, uintptr_t>>& rotations, uintptr_t nanoseconds) {
+  if (inputs.size() != steps.size()) throw std::invalid_argument("a pass has inputs and a step");
   if (static_cast<int>(caches.size()) < checked.caches ||
       static_cast<int>(rotations.size()) < checked.rotations) {
     throw std::invalid_argument("the program has more caches or rotations");
   }
   for (const auto& [spec, cache] : checked.attentions) check_fit(spec, *caches[cache]);
-  for (const fewbits::LayerCache* cache : caches) check_fit(step, *cache);
-  Program::Arguments arguments = {
-      {}, reinterpret_cast<float*>(memory),        &step,         caches,
-      {}, reinterpret_cast<int64_t*>(nanoseconds), handle_signals};
-  for (const uintptr_t input : inputs) {
-    arguments.inputs.push_back(reinterpret_cast<float*>(input));
-  }
-  for (const auto& [cos, sin] : rotations) {
-    arguments.rotations.push_back({floats(cos), floats(sin)});
+  Program::Shared shared = {reinterpret_cast<float*>(memory),
+                            caches,
+                            {},
+                            reinterpret_cast<int64_t*>(nanoseconds),
+                            handle_signals};
+  for (const auto& [cos, sin] : rotations) shared.rotations.push_back({floats(cos), floats(sin)});
+  std::vector<Program::Arguments> passes;
+  for (size_t i = 0; i < steps.size(); ++i) {
+    for (const fewbits::LayerCache* cache : caches) check_fit(*steps[i], *cache);
+    passes.push_back({{}, steps[i], checked.narrows ? steps[i]->last() : nullptr});
+    for (const uintptr_t input : inputs[i]) {
+      passes.back().inputs.push_back(reinterpret_cast<float*>(input));
+    }
   }
   const nb::gil_scoped_release release;
-  checked.program.run(arguments);
+  for (const Program::Arguments& pass : passes) checked.program.run(pass, shared);
 }
 
 }  // namespace
@@ -119,8 +127,25 @@ void bind_program(nb::module_& module) {
            [](Checked& self, std::shared_ptr<fewbits::Experts> experts, Value x, Value chosen,
               Value weights, int64_t k,
               Value y) { self.program.experts(std::move(experts), x, chosen, weights, k, y); })
+      .def("embed", [](Checked& self, const fewbits::EmbeddingTable& table, Value tokens,
+                       Value y) { self.program.embed(table, tokens, y); })
+      .def("best",
+           [](Checked& self, Value logits, int64_t columns, std::vector<int64_t> ids, bool among,
+              Value to) {
+             fewbits::check_columns(columns, ids, among);
+             self.program.best(logits, {columns, std::move(ids), among}, to);
+           })
+      .def("narrow",
+           [](Checked& self, const std::vector<Value>& values, const std::vector<int64_t>& widths) {
+             self.narrows = true;
+             self.program.narrow(values, widths);
+           })
       .def_prop_ro("steps", [](const Checked& self) { return self.program.steps(); })
-      .def("width", [](Checked& self) { return self.program.width(); })
-      .def("run", &run, arg("inputs"), arg("memory"), arg("step"), arg("caches"), arg("rotations"),
+      .def("widths",
+           [](Checked& self) {
+             const Program::Widths widths = self.program.widths();
+             return std::pair(widths.all, widths.last);
+           })
+      .def("run", &run, arg("inputs"), arg("memory"), arg("steps"), arg("caches"), arg("rotations"),
            arg("nanoseconds"));
 }

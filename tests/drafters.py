@@ -5,12 +5,18 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from make import llama, llama_tensors, write
 from safetensors.numpy import load_file, save_file
+
+from fewbits.engine.kvcache import KVCache, Part
+from fewbits.kernels.batch import CacheDtype
+from fewbits.load import Loaded
+from fewbits.load_drafter import LoadedDrafter
 
 TESTS = Path(__file__).parent
 DRAFTERS = TESTS / "exports" / "drafters"
@@ -43,6 +49,36 @@ def changed(
     kept = {key: value for key, value in written.items() if value is not None}
     (folder / "config.json").write_text(json.dumps(kept))
     return folder
+
+
+def watched(target: Loaded) -> tuple[Loaded, list[np.ndarray]]:
+    """The target, for a drafter whose logits are kept: its operations run one by one."""
+    seen: list[np.ndarray] = []
+
+    class Watched(type(target.ops)):  # type: ignore[misc]
+        def fused(self, block: Any, widths: Any, caches: int) -> None:
+            return None
+
+        def best_tokens(self, logits: Any, ids: Any, among: bool, to: Any) -> None:
+            seen.append(np.array(logits))
+            super().best_tokens(logits, ids, among, to)
+
+    return replace(target, ops=Watched()), seen
+
+
+def drafted(
+    loaded: LoadedDrafter, known: Tensors, count: int = 1, rows: int = 1, dtype: CacheDtype | None = "f32"
+) -> tuple[list[int], np.ndarray]:
+    """Guesses behind each of the last `rows` of the given tokens, or `count` behind the last of these; and the states
+    that they are made of. Without a `dtype` the cache is kept as the drafter's config says.
+    """
+    layers = [layer if dtype is None else replace(layer, dtype=dtype) for layer in loaded.cache_layers]
+    cache = KVCache(layers, max_pages=8)
+    states = [np.ascontiguousarray(part) for part in np.split(known["states"], 3, axis=1)]
+    batch = cache.batch([Part(0, known["tokens"].tolist(), rows, ahead=count - 1)])
+    guesses = [np.empty(rows, np.int64), *(np.empty(1, np.int64) for _ in range(count - 1))]
+    x = loaded.drafter.draft(batch, states, guesses, cache)
+    return np.concatenate(guesses).tolist(), x[:rows]
 
 
 def in_one_direction(layer_ids: tuple[int, ...] = (0, 1, 1)) -> tuple[Build, Build]:

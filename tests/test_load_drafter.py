@@ -9,16 +9,14 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from drafters import DRAFTERS, NAMES, TARGET, Tensors, changed, expected
+from drafters import DRAFTERS, NAMES, TARGET, Tensors, changed, drafted, expected, watched
 from safetensors.numpy import load_file
 
 from fewbits.draft_plan import plan_draft
-from fewbits.engine.kvcache import KVCache, Part
 from fewbits.errors import FewbitsError, PlanError
 from fewbits.kernels.ops import Ops
 from fewbits.kernels.reference.ops import ReferenceOps
@@ -44,29 +42,17 @@ def native() -> Loaded:
     return load(TARGET)
 
 
-def guesses(loaded: LoadedDrafter, known: Tensors) -> tuple[np.ndarray, np.ndarray, list[int]]:
-    """Logits of the given rows; of the two steps behind them, fed with the drafter's own states; and these tokens."""
-    ids = loaded.ids
-    assert ids is not None
-    cache = KVCache([replace(layer, dtype="f32") for layer in loaded.cache_layers], max_pages=8)
-    states = parts(known)
-    tokens = known["tokens"].tolist()
-    batch = cache.batch([Part(0, tokens, len(tokens))])
-    draft = loaded.drafter.start(batch, states, cache)
-    rows = draft.logits
-    further, following = [], []
-    logits, state = rows[-1:], np.ascontiguousarray(draft.states[-1:])
-    for _ in range(2):
-        following.append(int(ids[int(logits.argmax())]))
-        draft = loaded.drafter.forward(cache.batch([Part(0, following[-1:])]), state, cache)
-        logits, state = draft.logits, draft.states
-        further.append(logits[0])
-    return rows, np.array(further), following
-
-
-def parts(known: Tensors) -> list[np.ndarray]:
-    """The made-up states, one array for each boundary."""
-    return [np.ascontiguousarray(part) for part in np.split(known["states"], 3, axis=1)]
+def guesses(folder: Path, target: Loaded, known: Tensors) -> tuple[LoadedDrafter, np.ndarray, np.ndarray, list[int]]:
+    """The drafter; logits of the given rows, and of the two steps behind them, fed with the drafter's own states; and
+    the tokens that these are fed with.
+    """
+    target, logits = watched(target)
+    loaded = load_drafter(folder, target, allow_reference=True)
+    drafted(loaded, known, rows=len(known["tokens"]))
+    tokens, _ = drafted(loaded, known, count=3)
+    rows, last, *further = logits
+    assert np.array_equal(rows[-1:], last)
+    return loaded, rows, np.concatenate(further), tokens[:2]
 
 
 def bound(loaded: LoadedDrafter, reference: bool) -> float:
@@ -84,8 +70,7 @@ def distance(ours: np.ndarray, theirs: np.ndarray) -> float:
 @pytest.mark.parametrize("name", NAMES)
 def test_what_it_guesses_is_what_the_definition_says(name: str, target: Loaded) -> None:
     known = expected(name)
-    loaded = load_drafter(DRAFTERS / name, target, allow_reference=True)
-    rows, further, following = guesses(loaded, known)
+    loaded, rows, further, following = guesses(DRAFTERS / name, target, known)
     allowed = bound(loaded, target.ops.name == "reference")
     assert distance(rows, known["logits"]) < allowed
     assert following == known["next"].tolist()
@@ -97,10 +82,19 @@ def test_what_it_guesses_is_what_the_definition_says(name: str, target: Loaded) 
 def test_native_guesses_are_those_of_the_reference(name: str, native: Loaded) -> None:
     reference = load(TARGET, ops=ReferenceOps())
     known = expected(name)
-    ours, theirs = (
-        guesses(load_drafter(DRAFTERS / name, target, allow_reference=True), known) for target in (native, reference)
-    )
-    assert distance(ours[0], theirs[0]) < ROUNDED and distance(ours[1], theirs[1]) < ROUNDED
+    (_, *ours, _), (_, *theirs, _) = (guesses(DRAFTERS / name, target, known) for target in (native, reference))
+    assert all(distance(our, their) < ROUNDED for our, their in zip(ours, theirs, strict=True))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_draft_in_one_call_is_that_of_its_operations(name: str, native: Loaded) -> None:
+    known = expected(name)
+    for how in ({"rows": len(known["tokens"])}, {"count": 4}):
+        in_one, one_by_one = (
+            drafted(load_drafter(DRAFTERS / name, target, allow_reference=True), known, **how)
+            for target in (native, watched(native)[0])
+        )
+        assert in_one[0] == one_by_one[0] and np.array_equal(in_one[1], one_by_one[1])
 
 
 def test_the_drafters_head_is_quantized_by_its_own_config_and_the_targets_by_its_own(native: Loaded) -> None:
@@ -129,8 +123,8 @@ def test_a_drafters_cache_is_kept_as_its_own_config_says(native: Loaded, tmp_pat
     np.testing.assert_allclose([layer.k_scale, layer.v_scale], [[0.02, 0.02], [0.01, 0.01]])
     assert not loaded.planned.plan.warnings and not loaded.planned.plan.leftover_tensors
     known = expected("w8a8-head")
-    plain = first_logits(load_drafter(DRAFTERS / "w8a8-head", native), known)
-    found = first_logits(loaded, known)
+    plain = first_logits(DRAFTERS / "w8a8-head", native, known)
+    found = first_logits(folder, native, known)
     assert 0 < np.linalg.norm(found - plain) < QUANTIZED["float"] * np.linalg.norm(plain)
 
     missing = inspect(changed(tmp_path / "missing", "w8a8-head", quantization_config=block))
@@ -138,11 +132,11 @@ def test_a_drafters_cache_is_kept_as_its_own_config_says(native: Loaded, tmp_pat
     assert warning.module == "midlayer.self_attn"
 
 
-def first_logits(loaded: LoadedDrafter, known: Tensors) -> np.ndarray:
-    cache = KVCache(loaded.cache_layers, max_pages=8)
-    tokens = known["tokens"].tolist()
-    batch = cache.batch([Part(0, tokens, len(tokens))])
-    return np.asarray(loaded.drafter.start(batch, parts(known), cache).logits)
+def first_logits(folder: Path, target: Loaded, known: Tensors) -> np.ndarray:
+    """In the cache as the drafter's config says it is kept."""
+    target, logits = watched(target)
+    drafted(load_drafter(folder, target), known, rows=len(known["tokens"]), dtype=None)
+    return logits[0]
 
 
 def test_a_head_may_stay_as_it_is_while_everything_else_is_quantized(native: Loaded) -> None:
@@ -160,30 +154,33 @@ def test_what_is_not_stored_is_the_targets_module_and_said_to_be(native: Loaded,
             del tensors[name]
 
     folder = changed(tmp_path / "drafter", change=without_head, draft_vocab_size=None)
-    loaded = load_drafter(folder, native)
+    target, seen = watched(native)
+    loaded = load_drafter(folder, target)
     assert loaded.planned.of_target == {"embedding": "it isn't stored", "head": "it isn't stored"}
-    assert loaded.ids is None and not loaded.from_columns
     rows = {row.name: row for row in loaded.planned.plan.rows}
     for name in ("embed_tokens", "lm_head"):
         assert (rows[name].executed_as, rows[name].tensors) == ("not_run", ())
         assert rows[name].reason == "the target's takes its place"
     # The target's head is packed and has no `.weight`; what comes out is what its kernel makes of the last state.
-    known = expected("bf16")
-    cache = KVCache(loaded.cache_layers, max_pages=8)
-    batch = cache.batch([Part(0, known["tokens"].tolist())])
-    draft = loaded.drafter.start(batch, parts(known), cache)
+    [token], states = drafted(loaded, expected("bf16"))
     kernel, packed = native.params["lm_head"]
     norm = native.ops.norm(native.ops.vector(load_file(folder / "model.safetensors")["norm.weight"]), 1e-5, 0.0)
-    (logits,) = kernel.bind([packed])(norm(draft.states))
-    assert np.array_equal(draft.logits, logits) and logits.shape == (1, 96)
+    (logits,) = kernel.bind([packed])(norm(states))
+    assert np.array_equal(seen[0], logits) and logits.shape == (1, 96) and token == logits.argmax()
 
 
 def test_a_missing_head_of_a_reduced_vocabulary_is_the_targets_at_its_tokens(native: Loaded, tmp_path: Path) -> None:
     def without_head(tensors: Tensors) -> None:
         del tensors["lm_head.weight"]
 
-    loaded = load_drafter(changed(tmp_path / "drafter", change=without_head), native)
-    assert loaded.from_columns and loaded.ids is not None and len(loaded.ids) == 64
+    target, seen = watched(native)
+    folder, known = changed(tmp_path / "drafter", change=without_head), expected("bf16")
+    tokens, _ = drafted(load_drafter(folder, target), known, rows=len(known["tokens"]))
+    offsets = load_file(folder / "model.safetensors")["d2t"]
+    ids = np.arange(64) + offsets
+    assert seen[0].shape == (len(tokens), 96)
+    assert tokens == ids[seen[0][:, ids].argmax(axis=1)].tolist()
+    assert drafted(load_drafter(folder, native), known, rows=len(tokens))[0] == tokens
 
 
 def test_an_equal_embedding_is_shared_and_another_kept(native: Loaded, tmp_path: Path) -> None:

@@ -114,6 +114,13 @@ struct Step {
   const uint8_t* mask;  // [T, T] or null: which of the batch's rows each sees (itself included)
 };
 
+// The rows of a pass whose results are wanted, the last of their sequences: their numbers, and the
+// pass that they are by themselves once keys and values of all rows are stored.
+struct LastRows {
+  const int64_t* rows;  // [step.T], rising
+  Step step;
+};
+
 // Of all positions up to the highest of a pass: [positions, rotary_dim / 2].
 struct Rotation {
   const float* cos;

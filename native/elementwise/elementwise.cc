@@ -2,6 +2,10 @@
 
 #include <math.h>
 
+#include <algorithm>
+#include <stdexcept>
+#include <string>
+
 #include "cpu.h"
 #include "elementwise/numbers.h"
 #include "threads.h"
@@ -133,6 +137,27 @@ void argmax(const float* x, int64_t R, int64_t V, int64_t* columns) {
   for_range(R, R * V >= kParallel, rows);
 }
 
+void check_columns(int64_t V, const std::vector<int64_t>& ids, bool among) {
+  const auto in_row = [&](int64_t id) { return id >= 0 && id < V; };
+  const bool fits = among ? !ids.empty() && std::all_of(ids.begin(), ids.end(), in_row)
+                          : ids.empty() || static_cast<int64_t>(ids.size()) == V;
+  if (!fits) throw std::invalid_argument("the tokens of columns don't fit logits");
+}
+
+void best_tokens(const float* x, int64_t R, int64_t V, const std::vector<int64_t>& ids, bool among,
+                 int64_t* tokens) {
+  if (!among) {
+    argmax(x, R, V, tokens);
+  } else {
+    std::vector<float> some(ids.size());
+    for (int64_t row = 0; row < R; ++row) {
+      for (size_t j = 0; j < ids.size(); ++j) some[j] = x[row * V + ids[j]];
+      argmax(some.data(), 1, static_cast<int64_t>(some.size()), tokens + row);
+    }
+  }
+  for (int64_t row = 0; row < R && !ids.empty(); ++row) tokens[row] = ids[tokens[row]];
+}
+
 void rms_norm_row(const float* x, const float* weight, float* y, int64_t H, float eps,
                   float offset) {
   kernels().rms_norm(x, weight, y, 1, H, eps, offset);
@@ -143,6 +168,12 @@ void gated_row(const float* gate, const float* up, float* y, int64_t I, Gating g
 }
 
 void exp_negative(const float* x, float* y, int64_t count) { kernels().exp_negative(x, y, count); }
+
+void check_id(const EmbeddingTable& table, int64_t id) {
+  if (id >= 0 && id < table.rows) return;
+  throw std::invalid_argument("token id " + std::to_string(id) + " is not among the " +
+                              std::to_string(table.rows) + " rows of the embedding");
+}
 
 void gather_rows(const EmbeddingTable& table, const int64_t* ids, int64_t T, float* y) {
   auto rows = [&](int64_t begin, int64_t end) {

@@ -6,6 +6,8 @@
 
 #include <stdint.h>
 
+#include <vector>
+
 namespace fewbits {
 
 // y = x / sqrt(mean(x^2) + eps) * (weight + offset), rows of [T, H]. y may be x.
@@ -29,6 +31,12 @@ void scale_by_sigmoid(float* x, const float* gate, int64_t T, int64_t heads, int
 // Of each row of [R, V] the column of the first NaN, or else of the first of the largest. V > 0.
 void argmax(const float* x, int64_t R, int64_t V, int64_t* columns);
 
+// The tokens of these: column j is token ids[j], or where there are none j. `among`: of the columns
+// `ids` alone, which have their tokens' numbers.
+void check_columns(int64_t V, const std::vector<int64_t>& ids, bool among);  // or throws
+void best_tokens(const float* x, int64_t R, int64_t V, const std::vector<int64_t>& ids, bool among,
+                 int64_t* tokens);
+
 // One row, in the calling thread.
 void rms_norm_row(const float* x, const float* weight, float* y, int64_t H, float eps,
                   float offset);
@@ -49,6 +57,9 @@ struct EmbeddingTable {
   const float* zero;   // [rows, groups] or null; integers only
   int64_t group_size;
 };
+
+// Throws std::invalid_argument where the table has no such row.
+void check_id(const EmbeddingTable& table, int64_t id);
 
 // y[t] = row ids[t], dequantized: (code - zero) * scale. Every id must be a row.
 void gather_rows(const EmbeddingTable& table, const int64_t* ids, int64_t T, float* y);

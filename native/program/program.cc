@@ -19,12 +19,25 @@ constexpr auto kPause = std::chrono::milliseconds(50);
 struct Program::Frame {
   const Program& program;
   const Arguments& arguments;
-  int64_t T;
+  const Shared& shared;
+  const Step* step;
+  int64_t T;  // rows now
+  float* narrowed;
+
+  Frame(const Program& p, const Arguments& a, const Shared& s)
+      : program(p),
+        arguments(a),
+        shared(s),
+        step(a.step),
+        T(step->T),
+        narrowed(s.memory + T * p.widths_.all) {}
 
   float* at(Value value) const {
     if (value < 0) return nullptr;
     if (value < program.inputs_) return arguments.inputs[value];
-    return arguments.memory + T * program.made_[value - program.inputs_].offset;
+    const Made& made = program.made_[value - program.inputs_];
+    if (made.narrowed) return narrowed + T * made.offset;
+    return shared.memory + arguments.step->T * made.offset;
   }
 
   RowSource source(const Source& source) const {
@@ -35,7 +48,7 @@ struct Program::Frame {
 };
 
 Program::Value Program::value(int64_t width) {
-  made_.push_back({width, 0, steps_.size(), steps_.size()});
+  made_.push_back({width, 0, steps_.size(), steps_.size(), narrowed_});
   return inputs_ + static_cast<int>(made_.size()) - 1;
 }
 
@@ -53,7 +66,7 @@ void Program::use(const Source& source) {
 void Program::multiply(std::shared_ptr<const Gemm> gemm, Source x, std::vector<Value> y, bool add) {
   use(x);
   for (const Value one : y) use({one});
-  append([gemm = std::move(gemm), x, y = std::move(y), add](const Frame& frame) {
+  append([gemm = std::move(gemm), x, y = std::move(y), add](Frame& frame) {
     std::vector<float*> out;
     for (const Value one : y) out.push_back(frame.at(one));
     gemm->run(frame.source(x), frame.T, out.data(), add);
@@ -63,7 +76,7 @@ void Program::multiply(std::shared_ptr<const Gemm> gemm, Source x, std::vector<V
 void Program::compute(Source x, int64_t width, Value y) {
   use(x);
   use({y});
-  append([x, width, y](const Frame& frame) {
+  append([x, width, y](Frame& frame) {
     const RowSource source = frame.source(x);
     if (x.kind == RowSource::Kind::gated) {
       gated(source.x, source.other, frame.at(y), frame.T, width, x.gating);
@@ -76,31 +89,30 @@ void Program::compute(Source x, int64_t width, Value y) {
 void Program::rope_and_append(AttentionSpec spec, Value q, Value k, Value v, int cache,
                               int rotation) {
   use({q, k, v});
-  append([=](const Frame& frame) {
-    const Arguments& given = frame.arguments;
-    fewbits::rope_and_append({spec, *given.caches[cache], *given.step, given.rotations[rotation],
+  append([=](Frame& frame) {
+    const Shared& given = frame.shared;
+    fewbits::rope_and_append({spec, *given.caches[cache], *frame.step, given.rotations[rotation],
                               frame.at(q), frame.at(k), frame.at(v)});
   });
 }
 
 void Program::attend(AttentionSpec spec, Value q, Value out, int cache) {
   use({q, out});
-  append([=](const Frame& frame) {
-    const Arguments& given = frame.arguments;
-    fewbits::attend({spec, *given.caches[cache], *given.step, frame.at(q), frame.at(out)});
+  append([=](Frame& frame) {
+    fewbits::attend({spec, *frame.shared.caches[cache], *frame.step, frame.at(q), frame.at(out)});
   });
 }
 
 void Program::scale_by_sigmoid(Value x, Value gates, int64_t heads, int64_t width) {
   use({x, gates});
-  append([=](const Frame& frame) {
+  append([=](Frame& frame) {
     fewbits::scale_by_sigmoid(frame.at(x), frame.at(gates), frame.T, heads, width);
   });
 }
 
 void Program::add(Value x, Value to, int64_t width) {
   use({x, to});
-  append([=](const Frame& frame) {
+  append([=](Frame& frame) {
     const float* const from = frame.at(x);
     float* const sum = frame.at(to);
     for (int64_t i = 0; i < frame.T * width; ++i) sum[i] += from[i];
@@ -109,7 +121,7 @@ void Program::add(Value x, Value to, int64_t width) {
 
 void Program::copy(Value x, Value y, Columns columns) {
   use({x, y});
-  append([=](const Frame& frame) {
+  append([=](Frame& frame) {
     const float* from = frame.at(x) + columns.begin;
     float* to = frame.at(y) + columns.place;
     for (int64_t i = 0; i < frame.T * columns.heads; ++i) {
@@ -122,7 +134,7 @@ void Program::copy(Value x, Value y, Columns columns) {
 
 void Program::route(Routing routing, Value logits, Value chosen, Value weights) {
   use({logits, chosen, weights});
-  append([=](const Frame& frame) {
+  append([=](Frame& frame) {
     auto* const numbers = reinterpret_cast<int32_t*>(frame.at(chosen));
     fewbits::route(routing, frame.at(logits), frame.T, numbers, frame.at(weights));
   });
@@ -131,16 +143,52 @@ void Program::route(Routing routing, Value logits, Value chosen, Value weights) 
 void Program::experts(std::shared_ptr<const Experts> experts, Value x, Value chosen, Value weights,
                       int64_t k, Value y) {
   use({x, chosen, weights, y});
-  append([=](const Frame& frame) {
+  append([=](Frame& frame) {
     const auto* const numbers = reinterpret_cast<const int32_t*>(frame.at(chosen));
     experts->run(frame.at(x), numbers, frame.at(weights), frame.T, k, frame.at(y));
   });
 }
 
-int64_t Program::width() {
+void Program::embed(EmbeddingTable table, Value tokens, Value y) {
+  use({tokens, y});
+  append([=](Frame& frame) {
+    const auto* const ids = reinterpret_cast<const int64_t*>(frame.at(tokens));
+    for (int64_t t = 0; t < frame.T; ++t) check_id(table, ids[t]);
+    gather_rows(table, ids, frame.T, frame.at(y));
+  });
+}
+
+void Program::best(Value logits, Tokens tokens, Value to) {
+  use({logits, to});
+  append([logits, tokens = std::move(tokens), to](Frame& frame) {
+    auto* const found = reinterpret_cast<int64_t*>(frame.at(to));
+    best_tokens(frame.at(logits), frame.T, tokens.columns, tokens.ids, tokens.among, found);
+  });
+}
+
+void Program::narrow(const std::vector<Value>& values, const std::vector<int64_t>& widths) {
+  for (const Value one : values) use({one});
+  narrowed_ = true;
+  append([values, widths](Frame& frame) {
+    const LastRows* const last = frame.arguments.last;
+    if (!last) return;
+    for (size_t i = 0; i < values.size(); ++i) {
+      float* const to = frame.at(values[i]);
+      for (int64_t r = 0; r < last->step.T; ++r) {
+        memmove(to + r * widths[i], to + last->rows[r] * widths[i], widths[i] * sizeof(float));
+      }
+    }
+    frame.step = &last->step;
+    frame.T = last->step.T;
+  });
+}
+
+// Gives the values made before or after narrowing their places; returns what they take.
+int64_t Program::place(bool narrowed) {
   int64_t all = 0;
   std::vector<const Made*> alive;  // by offset
   for (Made& made : made_) {
+    if (made.narrowed != narrowed) continue;
     alive.erase(std::remove_if(alive.begin(), alive.end(),
                                [&](const Made* other) { return other->last < made.first; }),
                 alive.end());
@@ -158,18 +206,23 @@ int64_t Program::width() {
   return all;
 }
 
-void Program::run(const Arguments& arguments) const {
-  const Frame frame{*this, arguments, arguments.step->T};
+Program::Widths Program::widths() {
+  widths_ = {place(false), place(true)};
+  return widths_;
+}
+
+void Program::run(const Arguments& arguments, const Shared& shared) const {
+  Frame frame(*this, arguments, shared);
   auto begin = Clock::now(), pause = begin + kPause;
   for (size_t i = 0; i < steps_.size(); ++i) {
     steps_[i](frame);
     const auto end = Clock::now();
-    if (arguments.nanoseconds) {
-      arguments.nanoseconds[i] += std::chrono::nanoseconds(end - begin).count();
+    if (shared.nanoseconds) {
+      shared.nanoseconds[i] += std::chrono::nanoseconds(end - begin).count();
     }
     begin = end;
     if (end < pause) continue;
-    arguments.pause();
+    shared.pause();
     pause = end + kPause;
   }
 }

@@ -3,6 +3,8 @@
 // A value is float32 [T, width], or int32 of that size: one of the inputs, which are the caller's,
 // or what a step makes, which lies in memory that the caller lends for a call. What isn't needed
 // any more makes room for what comes later. Every step uses the pool as its own call would.
+//
+// From a step on, `narrow`, only the rows go on whose results are wanted: values have as many then.
 #pragma once
 
 #include <stdint.h>
@@ -56,37 +58,61 @@ class Program {
   void route(Routing routing, Value logits, Value chosen, Value weights);
   void experts(std::shared_ptr<const Experts> experts, Value x, Value chosen, Value weights,
                int64_t k, Value y);
+  // Rows of a table. Tokens are an input of int64 [T]. Running throws std::invalid_argument where
+  // one isn't in the table.
+  void embed(EmbeddingTable table, Value tokens, Value y);
+  // The token of the best of each row of logits, to an input of int64 [T]. Column j of the logits
+  // is token tokens.ids[j], or where there are none j; `among`: only the columns `ids` count.
+  struct Tokens {
+    int64_t columns;
+    std::vector<int64_t> ids;
+    bool among;
+  };
+  void best(Value logits, Tokens tokens, Value to);
+  // Closes the wanted rows of the values up, in place. Once; no later step may use other values.
+  void narrow(const std::vector<Value>& values, const std::vector<int64_t>& widths);
 
   size_t steps() const { return steps_.size(); }
 
-  // Numbers of memory that a row takes. No step may follow.
-  int64_t width();
+  // Numbers of memory that a row takes, before `narrow` and from there on. No step may follow.
+  struct Widths {
+    int64_t all, last;
+  };
+  Widths widths();
 
   struct Arguments {
     std::vector<float*> inputs;
-    float* memory;  // [T][width()]
     const Step* step;
+    const LastRows* last;  // or null: all
+  };
+  // What passes that follow each other share.
+  struct Shared {
+    float* memory;  // [T][widths().all], and behind that [T of the last rows][widths().last]
     std::vector<const LayerCache*> caches;
     std::vector<Rotation> rotations;
     int64_t* nanoseconds;         // [steps()] or null: what each took is added
     std::function<void()> pause;  // called between steps some times a second; may throw
   };
-  void run(const Arguments& arguments) const;
+  void run(const Arguments& arguments, const Shared& shared) const;
 
  private:
   struct Frame;
   struct Made {
     int64_t width, offset;
     size_t first, last;  // steps
+    bool narrowed;
   };
 
   void use(std::initializer_list<Value> values);
   void use(const Source& source);
-  void append(std::function<void(const Frame&)> step) { steps_.push_back(std::move(step)); }
+  void append(std::function<void(Frame&)> step) { steps_.push_back(std::move(step)); }
+  int64_t place(bool narrowed);
 
   int inputs_;
+  bool narrowed_ = false;
+  Widths widths_{0, 0};
   std::vector<Made> made_;
-  std::vector<std::function<void(const Frame&)>> steps_;
+  std::vector<std::function<void(Frame&)>> steps_;
 };
 
 }  // namespace fewbits

@@ -84,20 +84,21 @@ void test_random(uint32_t seed, int inputs, int64_t T, int steps) {
   one.end();
   const Step step = {T, nullptr, nullptr, 0, nullptr, nullptr, nullptr, 0, nullptr};
   // No more than it asks for: the sanitizer sees what goes beyond.
-  const std::unique_ptr<float[]> memory(new float[T * one.program.width()]);
-  std::fill_n(memory.get(), T * one.program.width(), -1e30f);
+  const int64_t floats = T * one.program.widths().all;
+  const std::unique_ptr<float[]> memory(new float[floats]);
+  std::fill_n(memory.get(), floats, -1e30f);
   std::vector<int64_t> nanoseconds(one.program.steps(), 0);
-  Program::Arguments arguments = {
-      {}, memory.get(), &step, {}, {}, nullptr, [] { CHECK(false, "it took no time"); }};
+  Program::Arguments arguments = {{}, &step, nullptr};
+  Program::Shared shared = {memory.get(), {}, {}, nullptr, [] { CHECK(false, "it took no time"); }};
   for (auto& array : given) arguments.inputs.push_back(array.data());
   const Arrays before = given;
-  one.program.run(arguments);
+  one.program.run(arguments, shared);
   for (int i = 0; i < inputs; ++i) CHECK(given[i] == one.expected[i], "input %d, seed %u", i, seed);
   // Again, over what the first call left, and timed.
   given = before;
   for (int i = 0; i < inputs; ++i) arguments.inputs[i] = given[i].data();
-  arguments.nanoseconds = nanoseconds.data();
-  one.program.run(arguments);
+  shared.nanoseconds = nanoseconds.data();
+  one.program.run(arguments, shared);
   for (int i = 0; i < inputs; ++i) CHECK(given[i] == one.expected[i], "again, seed %u", seed);
 }
 
@@ -110,11 +111,11 @@ void test_memory() {
     chain.copy(last, next, {1, 32, 0, 32, 32, 0});
     last = next;
   }
-  CHECK(chain.width() == 64, "%ld", static_cast<long>(chain.width()));
+  CHECK(chain.widths().all == 64, "%ld", static_cast<long>(chain.widths().all));
   Program wide(1);
   const Program::Value both[] = {wide.value(32), wide.value(5)};
   wide.route({5, 5, Score::softmax, true, 0, 1, nullptr}, 0, both[0], both[1]);
-  CHECK(wide.width() == 48, "%ld", static_cast<long>(wide.width()));
+  CHECK(wide.widths().all == 48, "%ld", static_cast<long>(wide.widths().all));
 }
 
 }  // namespace

@@ -197,10 +197,21 @@ class Step:
         kv_len: Array,
         block_table: Array,
         mask: Array | None,
+        wanted: Array | None = None,
     ) -> None:
         """int64 [T] twice, int32 [sequences + 1], int32 [sequences], int32 [sequences, max_pages], uint8 [T, T]: as
-        `kernels.batch.Batch` has them.
+        `kernels.batch.Batch` has them. `wanted`, int64 [R]: the rows whose results are, or all.
         """
+
+    @property
+    def wanted(self) -> list[int] | None:
+        """None where all are. ValueError where they aren't the last of their sequences, or there is a mask."""
+
+    def of_last(self) -> Step:
+        """The pass that the wanted rows are."""
+
+    def ahead(self, rows: Sequence[int], page_size: int) -> list[Step]:
+        """`ops.Ops.ahead`. ValueError where the block table has no pages for that."""
 
     @property
     def T(self) -> int: ...
@@ -241,22 +252,32 @@ class Program:
 
     def route(self, routing: Routing, logits: int, chosen: int, weights: int) -> None: ...
     def experts(self, experts: Experts, x: int, chosen: int, weights: int, k: int, y: int) -> None: ...
+    def embed(self, table: EmbeddingTable, tokens: int, y: int) -> None:
+        """`tokens` is an input, int64 [T]."""
+
+    def best(self, logits: int, columns: int, ids: Sequence[int], among: bool, to: int) -> None:
+        """`ops.Ops.best_tokens`; `to` is an input, int64 [T]."""
+
+    def narrow(self, values: Sequence[int], widths: Sequence[int]) -> None:
+        """`ops.Ops.narrow`; no later step may use others that were made before."""
+
     @property
     def steps(self) -> int: ...
-    def width(self) -> int:
-        """Numbers of memory that a token takes in `run`. No step may follow."""
+    def widths(self) -> tuple[int, int]:
+        """Numbers of memory that a token takes in `run`, and from `narrow` on a wanted one. No step may follow."""
 
     def run(
         self,
-        inputs: Sequence[int],
+        inputs: Sequence[Sequence[int]],
         memory: int,
-        step: Step,
+        steps: Sequence[Step],
         caches: Sequence[LayerCache],
         rotations: Sequence[tuple[int, int]],
         nanoseconds: int,
     ) -> None:
-        """Every step; an exception of a signal's handler ends it between two. memory float32 [T, width()]; rotations
-        are cosines and sines; nanoseconds, int64 [steps] or 0: what each took is added.
+        """Passes one after the other, each with its inputs and its step, and every step of the program in each; an
+        exception of a signal's handler ends it between two. memory float32 [T, the sum of widths()], for the pass of
+        most tokens; rotations are cosines and sines; nanoseconds, int64 [steps] or 0: what each took is added.
         """
 
 def rms_norm(x: int, weight: int, y: int, T: int, H: int, eps: float, offset: float) -> None:
@@ -292,6 +313,9 @@ class Routing:
 def argmax(x: int, R: int, V: int, columns: int) -> None:
     """Into columns int64 [R]: of each row of x float32 [R, V] the first NaN, or else the first of the largest."""
 
+class EmbeddingTable:
+    """What an `Embedding` holds, which must outlive it."""
+
 class Embedding:
     """A table [N, K] whose rows are dequantized when asked for. It keeps the arrays that it is given.
 
@@ -305,6 +329,8 @@ class Embedding:
     def rows(self, ids: int, T: int, y: int) -> None:
         """Row ids[t] (int64 [T]) into y[t] (float32 [T, K]). ValueError for an id that isn't in the table."""
 
+    @property
+    def table(self) -> EmbeddingTable: ...
     @property
     def N(self) -> int: ...
     @property

@@ -16,7 +16,7 @@ from fewbits.draft_plan import DraftPlan, plan_draft
 from fewbits.errors import Notice, PlanError
 from fewbits.kernels.batch import CacheLayer
 from fewbits.load import Loaded, kv_scales, pack
-from fewbits.models.eagle3 import Drafter, Eagle3Config, Names
+from fewbits.models.eagle3 import Drafter, DraftHead, Eagle3Config, Names
 from fewbits.plan import require_runnable
 
 _SAMPLED_ROWS = 64  # of two embeddings, to see whether they have anything in common
@@ -25,20 +25,12 @@ _UNLIKE = 0.1  # mean cosine; that of unrelated tables is near 0
 
 @dataclass(slots=True, eq=False)
 class LoadedDrafter:
-    """A drafter, ready to run. `ids` int64 [draft vocabulary] are the target's ids of its tokens, None where they are
-    the same.
-    """
+    """A drafter, ready to run."""
 
     planned: DraftPlan
     drafter: Drafter
     cache_layers: tuple[CacheLayer, ...]
-    ids: NDArray[np.int64] | None
     notices: list[Notice]
-
-    @property
-    def from_columns(self) -> bool:
-        """Whether its head is the target's, whose logits at `ids` are the drafter's."""
-        return "head" in self.planned.of_target and self.ids is not None
 
 
 def load_drafter(
@@ -64,11 +56,12 @@ def load_drafter(
     params, notices = pack(planned, planned.rows, ops, allow_reference, None, threads)
     its_table = target.params["model.embed_tokens"]
     embedding = its_table if "embedding" in found.of_target else params[names.embedding]
-    head = target.params["lm_head"] if "head" in found.of_target else params[names.head]
+    of_target = "head" in found.of_target
+    head = DraftHead(target.params["lm_head"] if of_target else params[names.head], ids, of_target and ids is not None)
     if "embedding" not in found.of_target and config.hidden == target.decoder.config.hidden:
         notices += _unlike(embedding, its_table, config.vocab, names.embedding)
-    drafter = Drafter(config, params, embedding, head, ops)
-    return LoadedDrafter(found, drafter, config.cache_layers(planned.cache_dtype, scales), ids, notices)
+    drafter = Drafter(config, params, embedding, head, len(found.boundaries), ops)
+    return LoadedDrafter(found, drafter, config.cache_layers(planned.cache_dtype, scales), notices)
 
 
 def _ids(config: Eagle3Config, offsets: NDArray[Any]) -> NDArray[np.int64]:

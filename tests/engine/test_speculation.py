@@ -268,10 +268,12 @@ def test_an_interrupt_loses_nothing(name: str, plain: LLM, monkeypatch: pytest.M
     """Wherever it comes: in the target's pass, in the drafter's."""
     expected = plain.generate([PROMPTS[2]], GREEDY)[0].token_ids
     llm = LLM(TARGET, draft="ngram" if name == "ngram" else DRAFTERS / name, draft_tokens=3)
-    models = [llm._loaded.decoder] if name == "ngram" else [llm._loaded.decoder, llm._drafter.drafter]  # type: ignore[union-attr]
-    for model in models:
+    models: list[tuple[Any, str]] = [(llm._loaded.decoder, "forward")]
+    if llm.drafter is not None:
+        models.append((llm.drafter.drafter, "draft"))
+    for model, method in models:
         for at in range(1, 9):
-            calls, forward = 0, type(model).forward
+            calls, forward = 0, getattr(type(model), method)
 
             def interrupted(
                 self: Any, *arguments: Any, forward: Any = forward, model: Any = model, at: int = at
@@ -284,7 +286,7 @@ def test_an_interrupt_loses_nothing(name: str, plain: LLM, monkeypatch: pytest.M
                 return result
 
             with monkeypatch.context() as patch:
-                patch.setattr(type(model), "forward", interrupted)
+                patch.setattr(type(model), method, interrupted)
                 stream = llm.stream(PROMPTS[2], GREEDY)
                 with pytest.raises(KeyboardInterrupt):
                     list(stream)

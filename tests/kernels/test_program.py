@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fewbits import _native
 from fewbits.engine.kvcache import KVCache, Part
 from fewbits.kernels.batch import CacheLayer
+from fewbits.kernels.cpu import embedding as cpu_embedding
 from fewbits.kernels.cpu.ops import CpuOps
 from fewbits.kernels.cpu.program import labelled
 from fewbits.kernels.ops import Activation, Chosen, Routing
@@ -80,6 +83,102 @@ def test_a_program_gives_the_bits_of_its_operations(block: Callable[..., None], 
     for x in (given, again):  # what a call leaves in memory doesn't matter to the next
         program(x, step, cache.layers)
         np.testing.assert_array_equal(x, expected)
+
+
+HIDDEN, VOCABULARY = 8, 11
+TABLE = np.random.default_rng(5).standard_normal((VOCABULARY, HIDDEN)).astype(np.float32)
+
+
+def embedding() -> Any:
+    packed = cpu_embedding.PackedTable(_native.Embedding("f32", TABLE, HIDDEN, None, None, 1), None)
+    return cpu_embedding.bind([packed])
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)).map(sorted), min_size=1, max_size=3),
+    st.sampled_from(("all", "named", "among")),
+)
+def test_the_last_rows_go_on_alone(sizes: list[list[int]], names: str) -> None:
+    """Of each sequence some or none, from tokens to tokens; by a program, operation by operation, and as NumPy says."""
+    ops, rows = CpuOps(), embedding()
+    ids = {"all": None, "named": np.arange(HIDDEN) * 3, "among": np.array([1, 4, 6])}[names]
+    cache = KVCache([CacheLayer(1, 16, "f32")], max_pages=8)
+    tokens = np.random.default_rng(len(sizes)).integers(0, VOCABULARY, sum(size for _, size in sizes)).tolist()
+    parts, begin = [], 0
+    for sequence, (wanted, size) in enumerate(sizes):
+        parts.append(Part(sequence, tokens[begin : begin + size], wanted))
+        begin += size
+    batch = cache.batch(parts)
+
+    def block(tokens: Any, to: Any, x: Any, step: Any, caches: Any) -> None:
+        ops.add(rows(tokens), x)
+        both = ops.beside(x, x)
+        step, x, both = ops.narrow(step, x, both)
+        ops.add(ops.cut(both, HIDDEN, 2 * HIDDEN), x)
+        ops.best_tokens(ops.computed(ops.norm(np.ones(HIDDEN, np.float32), 1e-5, 0.0)(x)), ids, names == "among", to)
+
+    program = ops.fused(block, (0, 0, HIDDEN), 1)
+    assert program is not None
+    given = random(len(tokens), HIDDEN)
+    doubled = 2 * (TABLE[batch.token_ids] + given)[batch.logit_rows]
+    columns = doubled if names != "among" else doubled[:, ids]
+    best = columns.argmax(axis=1) if len(columns) else np.empty(0, np.int64)
+    for run in (block, program):
+        x, to = given.copy(), np.full(len(batch.logit_rows), -1)
+        run(batch.token_ids, to, x, ops.begin(batch), cache.layers)
+        np.testing.assert_array_equal(x[: len(to)], doubled)
+        np.testing.assert_array_equal(to, best if ids is None else ids[best])
+
+
+def test_a_chain_goes_on_with_what_it_made() -> None:
+    """Each step's tokens are the next one's, for fewer and fewer rows."""
+    ops, rows = CpuOps(), embedding()
+    cache = KVCache([CacheLayer(1, 16, "f32")], max_pages=8)
+    first = cache.batch([Part(sequence, [1] * (1 + sequence), ahead=3 - sequence) for sequence in range(3)])
+
+    def block(tokens: Any, to: Any, x: Any, step: Any, caches: Any) -> None:
+        ops.add(rows(tokens), x)
+        ops.best_tokens(x, None, False, to)
+
+    counts = [3, 2, 1]
+    steps = ops.ahead(ops.begin(first), counts, cache.page_size)
+    assert [step.T for step in steps] == counts and [step.highest for step in steps] == [3, 3, 3]
+    program = ops.fused(block, (0, 0, HIDDEN), 1)
+    assert program is not None
+    x, tokens = random(3, HIDDEN), np.array([2, 5, 7])
+    expected, known = x.copy(), tokens.copy()
+    made = [np.empty(count, np.int64) for count in counts]
+    given = [tokens, *made]
+    passes = [(before[: len(to)], to, x[: len(to)]) for before, to in zip(given, made, strict=False)]
+    program.repeat(passes, steps, cache.layers)
+    for to in made:
+        known = known[: len(to)]
+        expected[: len(to)] += TABLE[known]
+        known = expected[: len(to)].argmax(axis=1)
+        np.testing.assert_array_equal(to, known)
+    np.testing.assert_array_equal(x, expected)
+
+
+def test_what_a_pass_cannot_be_narrowed_to() -> None:
+    ops = CpuOps()
+    cache = KVCache([CacheLayer(1, 16, "f32")], max_pages=8)
+    batch = cache.batch([Part(0, [1, 2, 3])])
+    for wanted in ([0], [0, 2], [2, 2], [3], [1]):
+        step = ops.begin(replace(batch, logit_rows=np.array(wanted)))
+        with pytest.raises(ValueError, match="aren't the last of their sequences"):
+            ops.narrow(step, random(3, 8))
+    masked = ops.begin(replace(batch, mask=np.tril(np.ones((3, 3), np.uint8))))
+    with pytest.raises(ValueError, match="or a mask says what they see"):
+        ops.narrow(masked, random(3, 8))
+
+
+def test_a_token_that_no_table_has_is_refused() -> None:
+    rows = embedding()
+    program = CpuOps().fused(lambda tokens, x, step, caches: CpuOps().assign(rows(tokens), x), (0, HIDDEN), 0)
+    assert program is not None
+    step, _ = step_of(CpuOps(), 2)
+    with pytest.raises(ValueError, match="token id 11 is not among the 11 rows"):
+        program(np.array([3, VOCABULARY]), random(2, HIDDEN), step, [])
 
 
 def looks(x: Any, step: Any, caches: Any) -> None:

@@ -44,11 +44,14 @@ class _Sequence:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A sequence's share of a batch: its new tokens, and of how many of the last logits are wanted."""
+    """A sequence's share of a batch: its new tokens, and of how many of the last logits are wanted. `ahead` entries
+    more are appended behind these, for passes that follow at once (`Ops.ahead`).
+    """
 
     sequence: int
     token_ids: Sequence[int]
     logits: int = 1
+    ahead: int = 0
 
 
 class KVCache:
@@ -171,7 +174,7 @@ class KVCache:
 
         Raises CacheFull, and then has changed nothing.
         """
-        if sum(self.pages_needed(part.sequence, len(part.token_ids)) for part in parts) > self.free_pages:
+        if sum(self.pages_needed(part.sequence, len(part.token_ids) + part.ahead) for part in parts) > self.free_pages:
             raise CacheFull
         # Lists of numbers: NumPy's operations on arrays of one take a microsecond each, which small models feel.
         size = self.page_size
@@ -181,13 +184,13 @@ class KVCache:
         wanted: list[int] = []
         start, kv_len = [0], []
         for part in parts:
-            begin, entry = self._extend(part.sequence, len(part.token_ids))
-            new, pages = range(begin, entry.length), entry.pages
+            begin, entry = self._extend(part.sequence, len(part.token_ids) + part.ahead)
+            new, pages = range(begin, entry.length - part.ahead), entry.pages
             tokens += part.token_ids
             positions += new
             slots += [pages[place // size] * size + place % size for place in new]
             start.append(len(tokens))
-            kv_len.append(entry.length)
+            kv_len.append(entry.length - part.ahead)
             wanted += range(len(tokens) - part.logits, len(tokens))
         return Batch(
             token_ids=np.array(tokens, np.int64),

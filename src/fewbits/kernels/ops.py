@@ -134,6 +134,15 @@ class Latents(Protocol):
         """(queries [T, heads x key] → [T, heads x rank], [T, heads x rank] → values [T, heads x value])."""
 
 
+class Fused(Protocol):
+    """A block that is one call."""
+
+    def __call__(self, *arguments: Any) -> None: ...
+
+    def repeat(self, passes: Sequence[Sequence[Array]], steps: Sequence[Any], caches: Sequence[LayerCache]) -> None:
+        """As many calls, one after the other, each with its arrays and its step."""
+
+
 class Ops(Protocol):
     """A back end."""
 
@@ -173,15 +182,29 @@ class Ops(Protocol):
     def beside(self, *parts: Array, heads: int = 1) -> Array:
         """Rows of the parts, joined: [T, the sum of their widths]; head by head where a row is of several."""
 
-    def fused(self, block: Callable[..., None], widths: Sequence[int], caches: int) -> Callable[..., None] | None:
+    def fused(self, block: Callable[..., None], widths: Sequence[int], caches: int) -> Fused | None:
         """A block of these operations and of kernels as one call, or None where the back end has none for it.
 
-        `block(*arrays, step, caches)` changes arrays [T, width], which nothing but operations looks into, in place.
-        `caches` is how many layers' it takes.
+        `block(*arrays, step, caches)` changes arrays [T, width], which nothing but operations looks into, in place; a
+        width of 0 is that of tokens, int64 [T]. `caches` is how many layers' it takes.
         """
 
     def begin(self, batch: Batch) -> Any:
         """The step: what one forward pass derives from its batch once, for all layers."""
+
+    def empty(self, rows: int, width: int) -> Array:
+        """An array to be filled."""
+
+    def narrow(self, step: Any, *arrays: Array) -> tuple[Any, ...]:
+        """From here on only the rows of the batch's `logit_rows`, which are the last of their sequences: the step that
+        they are, and these rows of the arrays, in place at their beginning. Once in a block, and never before keys and
+        values of all rows are stored.
+        """
+
+    def ahead(self, step: Any, rows: Sequence[int], page_size: int) -> list[Any]:
+        """Steps behind one whose block table has the pages that they take: each of one token more of the first so many
+        sequences, as many as before or fewer.
+        """
 
     def take(self, x: Array, rows: Any) -> Array:
         """Rows of x as a new array; `rows` is int64 [R]."""
@@ -190,6 +213,11 @@ class Ops(Protocol):
 
     def cut(self, x: Array, begin: int, end: int, heads: int = 1) -> Array:
         """Channels [begin, end) of each of the `heads` equal parts of a row of x: a new array [T, heads x width]."""
+
+    def best_tokens(self, logits: Array, ids: Any | None, among: bool, to: Array) -> None:
+        """to, int64 [R], = what `argmax` finds, as tokens: column j is token ids[j], or without `ids` j. `among`: of
+        the columns `ids` alone, which have their tokens' numbers.
+        """
 
     def argmax(self, logits: Array) -> Any:
         """int64 [R]: of each row of logits [R, V] the first NaN, or else the first of the largest."""

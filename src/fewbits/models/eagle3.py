@@ -242,19 +242,27 @@ def _layer_ids(config: Config, eagle: Config, speculators: bool) -> LayerIds:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Draft:
-    """`logits` float32 [R, rows of the head] and `states` [R, H], which go on to the next token: of the logit rows."""
+class DraftHead:
+    """`ids` int64 [draft vocabulary] are the target's ids of what it guesses, None where they are the same. A head
+    that is the target's has logits of the `whole` vocabulary, of which those at `ids` are the drafter's.
+    """
 
-    logits: Any
-    states: Any
+    param: Any
+    ids: Any | None
+    whole: bool
 
 
 class Drafter:
-    """A drafter, ready to run. `params` has an entry for every module of `config.modules(params)`, and where these are
-    the target's, `embedding` and `head`.
+    """A drafter, ready to run. `params` has an entry for every module of `config.modules(params)`, `embedding` is the
+    target's or its own.
+
+    What it is told of tokens and what it guesses are the target's ids.
     """
 
-    def __init__(self, config: Eagle3Config, params: Mapping[str, Any], embedding: Any, head: Any, ops: Ops) -> None:
+    def __init__(
+        self, config: Eagle3Config, params: Mapping[str, Any], embedding: Any, head: DraftHead, states: int, ops: Ops
+    ) -> None:
+        """It reads so many `states` of the target."""
         names, norm = Names(params), (config.base.norm_eps, config.base.norm_offset)
         self.config, self.ops = config, ops
         self._embedding = Embedding(embedding)
@@ -269,38 +277,37 @@ class Drafter:
         self._feed_forward = config.layers[0].feed_forward.make(first, params, ops)
         further = enumerate(config.layers[1:], 1)
         self._layers = [Layer(layer, names.layer(index), norm, params, ops) for index, layer in further]
-        self._fused = ops.fused(self._run, (config.hidden, config.hidden), len(config.layers))
-        self._starts: dict[int, Any] = {}  # by the count of states
         self._norm = ops.norm(params[names.norm], *norm)
-        self._head = Head(head)
+        self._head, self._draft_head = Head(head.param), head
+        arrays, layers = (0, 0, config.hidden), len(config.layers)
+        self._fused = ops.fused(self._run, arrays, layers)
+        self._fused_start = ops.fused(self._run_start, (*arrays, *[config.target_hidden] * states), layers)
 
-    def start(self, batch: Batch, states: Sequence[Any], cache: Cache) -> Draft:
-        """As `forward`, from states of the target, one [T, target_hidden] for each boundary."""
-        embedded = self._embedding(batch.token_ids)
-        count = len(states)
-        if count not in self._starts:
-            widths = [self.config.hidden] * 2 + [self.config.target_hidden] * count
-            self._starts[count] = self.ops.fused(self._run_start, widths, len(self.config.layers))
-        x, step = self.ops.copy(embedded), self.ops.begin(batch)  # x for its shape
-        (self._starts[count] or self._run_start)(embedded, x, *states, step, cache.layers)
-        return self._guesses(x, batch)
+    def draft(self, batch: Batch, states: Sequence[Any], guesses: Sequence[Any], cache: Cache) -> Any:
+        """Guess the tokens behind the logit rows of a batch, one of each sequence or more, then tokens behind the first
+        so many of these.
 
-    def forward(self, batch: Batch, state: Any, cache: Cache) -> Draft:
-        """Run a batch whose slots are allocated in `cache`. `state` [T, H] is the drafter's own, belongs to the tokens
-        before those of the batch, and is overwritten.
+        `states` are the target's of the tokens before those of the batch, one [T, target_hidden] for each boundary.
+        `guesses` are to be filled: int64 [R] of the logit rows, and for each step behind them no more than for that
+        before. Entries are allocated in `cache`, for further steps too. Returns the drafter's own states, [R, H] in
+        front, the last step's first.
         """
-        embedded = self._embedding(batch.token_ids)
-        (self._fused or self._run)(embedded, state, self.ops.begin(batch), cache.layers)
-        return self._guesses(state, batch)
+        first, *further = guesses
+        step = self.ops.begin(batch)
+        x = self.ops.empty(len(batch.token_ids), self.config.hidden)
+        (self._fused_start or self._run_start)(batch.token_ids, first, x, *states, step, cache.layers)
+        if further:
+            known = zip(guesses, further, strict=False)
+            passes = [(tokens[: len(to)], to, x[: len(to)]) for tokens, to in known]
+            steps = self.ops.ahead(step, [len(to) for to in further], cache.layers[0].page_size)
+            if self._fused is not None:
+                self._fused.repeat(passes, steps, cache.layers)
+            else:
+                for arrays, step in zip(passes, steps, strict=True):
+                    self._run(*arrays, step, cache.layers)
+        return x
 
-    def _guesses(self, x: Any, batch: Batch) -> Draft:
-        x = self.ops.take(x, batch.logit_rows)
-        behind = self._norm(x)
-        if self.config.norm_output:
-            x = behind = self.ops.computed(behind)
-        return Draft(self._head(behind), x)
-
-    def _run_start(self, embedded: Any, x: Any, *arguments: Any) -> None:
+    def _run_start(self, tokens: Any, guesses: Any, x: Any, *arguments: Any) -> None:
         """x is overwritten."""
         *states, step, caches = arguments
         if self._norms:
@@ -308,17 +315,25 @@ class Drafter:
         together = self.ops.beside(*states)
         (state,) = self._fc(together if self._before_fc is None else self._before_fc(together))
         self.ops.assign(state, x)
-        self._run(embedded, x, step, caches)
+        self._run(tokens, guesses, x, step, caches)
 
-    def _run(self, embedded: Any, x: Any, step: Any, caches: Sequence[LayerCache]) -> None:
-        """x holds the state. The first layer's attention takes in the embedding beside the state's norm."""
+    def _run(self, tokens: Any, guesses: Any, x: Any, step: Any, caches: Sequence[LayerCache]) -> None:
+        """x holds the state, and afterwards that of the logit rows in front. The first layer's attention takes in the
+        embedding beside the state's norm.
+        """
         ops = self.ops
+        embedded = self._embedding(tokens)
         if self.config.norm_before_residual:
             ops.assign(self._state_norm(x), x)
             both = ops.beside(self._embedding_norm(embedded), x)
         else:
             both = ops.beside(self._embedding_norm(embedded), self._state_norm(x))
-        self._attention(both, x, step, caches[0])
+        x = self._attention(both, x, step, caches[0], last=not self._layers)
         self._feed_forward.add_to(self._post_norm(x), x)
         for layer, cache in zip(self._layers, caches[1:], strict=True):
-            layer(x, step, cache)
+            x = layer(x, step, cache, last=layer is self._layers[-1])
+        behind = self._norm(x)
+        if self.config.norm_output:
+            ops.assign(behind, x)
+            behind = x
+        ops.best_tokens(self._head(behind), self._draft_head.ids, self._draft_head.whole, guesses)

@@ -40,9 +40,11 @@ class Layer:
         self._post_norm = ops.norm(params[f"{name}.post_attention_layernorm"], *norm)
         self._feed_forward = config.feed_forward.make(name, params, ops)
 
-    def __call__(self, x: Any, step: Any, cache: LayerCache) -> None:
-        self._attention(self._input_norm(x), x, step, cache)
+    def __call__(self, x: Any, step: Any, cache: LayerCache, last: bool = False) -> Any:
+        """x; of the `last` layer the batch's logit rows."""
+        x = self._attention(self._input_norm(x), x, step, cache, last)
         self._feed_forward.add_to(self._post_norm(x), x)
+        return x
 
 
 class Stack:

@@ -23,11 +23,18 @@ class Attention:
         self._attention = ops.attention(spec)
         self._ops = ops
 
-    def __call__(self, x: Any, residual: Any, step: Any, cache: LayerCache) -> None:
-        """residual += attention(x), in place. Appends the batch's keys and values to the cache."""
+    def __call__(self, x: Any, residual: Any, step: Any, cache: LayerCache, last: bool = False) -> Any:
+        """residual += attention(x), in place. Appends the batch's keys and values to the cache.
+
+        Behind it no other rows of the `last` layer are wanted than the batch's logit rows: it returns the residual, of
+        these or all.
+        """
         q, k, v, *gates = self._projections(x)
         self._attention.rope_and_append(q, k, v, step, cache)
+        if last:
+            step, residual, q, *gates = self._ops.narrow(step, residual, q, *gates)
         heads = self._attention.attend(q, step, cache)
         for gate in gates:
             self._ops.scale_by_sigmoid(heads, gate)
         self._output.add_to(heads, residual)
+        return residual

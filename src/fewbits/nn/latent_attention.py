@@ -54,8 +54,8 @@ class LatentAttention:
         self._attention = ops.attention(spec)
         self._output = Linear(output)
 
-    def __call__(self, x: Any, residual: Any, step: Any, cache: LayerCache) -> None:
-        """residual += attention(x), in place. Appends the batch's latents to the cache."""
+    def __call__(self, x: Any, residual: Any, step: Any, cache: LayerCache, last: bool = False) -> Any:
+        """As `Attention`'s; the cache gets the batch's latents."""
         ops, heads, rank = self._ops, self._heads, self._rank
         q, made = self._x(x)
         if self._query is not None:
@@ -66,4 +66,7 @@ class LatentAttention:
         own = q.shape[1] // heads - turned
         q = ops.beside(self._into(ops.cut(q, 0, own, heads)), ops.cut(q, own, own + turned, heads), heads=heads)
         self._attention.rope_and_append(q, ops.beside(latent, ops.cut(made, rank, rank + turned)), None, step, cache)
+        if last:
+            step, residual, q = ops.narrow(step, residual, q)
         self._output.add_to(self._of(self._attention.attend(q, step, cache)), residual)
+        return residual

@@ -23,7 +23,6 @@ from fewbits.engine.request import Request
 from fewbits.engine.speculative.waiting import MOST_WAITING, Waiting, joined
 from fewbits.errors import Notice
 from fewbits.load_drafter import LoadedDrafter
-from fewbits.models.eagle3 import Draft
 
 
 class Eagle:
@@ -32,7 +31,6 @@ class Eagle:
     def __init__(self, loaded: LoadedDrafter, max_pages: int) -> None:
         self._loaded = loaded
         self._drafter = loaded.drafter
-        self._ops = loaded.drafter.ops
         self._cache = KVCache(loaded.cache_layers, max_pages)
         self._sequences: dict[int, Waiting] = {}
         self.taps: Sequence[int] = loaded.planned.boundaries
@@ -47,70 +45,51 @@ class Eagle:
             sequence = self._sequences[name] = Waiting(begin)
         sequence.add([state[:new] for state in states], new)
         if sequence.rows > MOST_WAITING:
-            self._catch_up([request], keep=1)
+            self._read([request], [0], keep=1)
 
     def propose(self, wanted: Mapping[int, tuple[Request, int]]) -> None:
-        going = {name: count for name, (_, count) in wanted.items() if self._follows(wanted[name][0])}
-        if not going:
+        ready = [(request, count) for request, count in wanted.values() if count and self._follows(request)]
+        if not ready:
             return
-        requests = {name: wanted[name][0] for name in going}
-        drafts: dict[int, list[int]] = {name: [] for name in going}
-        known = {name: request.computed - self._sequences[name].begin for name, request in requests.items()}
+        ready.sort(key=lambda one: -one[1])  # those whose drafts are shorter fall away at the end
+        requests, counts = [request for request, _ in ready], [count for _, count in ready]
+        known = [request.computed - self._sequences[request.sequence].begin for request in requests]
         try:
-            draft = self._catch_up(list(requests.values()))
-            names = list(going)
-            while True:
-                for name, token in zip(names, self._tokens(draft.logits), strict=True):
-                    drafts[name].append(token)
-                rows = [row for row, name in enumerate(names) if len(drafts[name]) < going[name]]
-                if not rows:
-                    break
-                state = draft.states
-                if len(rows) < len(names):
-                    state = self._ops.take(state, np.array(rows, np.int64))
-                names = [names[row] for row in rows]
-                batch = self._cache.batch([Part(name, drafts[name][-1:]) for name in names])
-                draft = self._drafter.forward(batch, state, self._cache)
+            guesses = self._read(requests, counts)
         finally:
-            for name, length in known.items():
-                if self._cache.length(name) > length:
-                    self._cache.truncate(name, length)
-        for name, request in requests.items():
-            request.draft_ids = drafts[name]
+            for request, length in zip(requests, known, strict=True):
+                if self._cache.length(request.sequence) > length:
+                    self._cache.truncate(request.sequence, length)
+        for row, (request, count) in enumerate(ready):
+            request.draft_ids = [int(guesses[place][row]) for place in range(count)]
 
     def _follows(self, request: Request) -> bool:
         sequence = self._sequences.get(request.sequence)
         return sequence is not None and sequence.reaches(self._cache.length(request.sequence), request.computed)
 
-    def _catch_up(self, requests: Sequence[Request], keep: int = 0) -> Draft:
-        """Compute the rows that wait, but for the last `keep`; without these, also the guess of each request's last
-        row.
+    def _read(self, requests: Sequence[Request], counts: Sequence[int], keep: int = 0) -> list[Any]:
+        """Compute the rows that wait, but for the last `keep`, and so many guesses of each request, most first: of
+        every place one int64 [R].
         """
+        guesses = [np.empty(sum(count > place for count in counts), np.int64) for place in range(max(counts[0], 1))]
         waiting = [self._sequences[request.sequence] for request in requests]
         parts, states = [], []
-        for request, sequence in zip(requests, waiting, strict=True):
+        for request, sequence, count in zip(requests, waiting, counts, strict=True):
             begin, end = sequence.begin + self._cache.length(request.sequence), request.computed - keep
-            parts.append(Part(request.sequence, request.known_ids(begin + 1, end + 1), logits=int(not keep)))
+            tokens = request.known_ids(begin + 1, end + 1)
+            parts.append(Part(request.sequence, tokens, logits=int(count > 0), ahead=max(count - 1, 0)))
             states += [[state[: end - begin] for state in sequence.all()]]
+        lengths = [self._cache.length(part.sequence) for part in parts]
         batch = self._cache.batch(parts)
         try:
-            draft = self._drafter.start(batch, joined(states), self._cache)
+            self._drafter.draft(batch, joined(states), guesses, self._cache)
         except BaseException:
-            for part in parts:
-                self._cache.truncate(part.sequence, self._cache.length(part.sequence) - len(part.token_ids))
+            for part, length in zip(parts, lengths, strict=True):
+                self._cache.truncate(part.sequence, length)
             raise
         for sequence in waiting:
             sequence.keep(keep)
-        return draft
-
-    def _tokens(self, logits: Any) -> list[int]:
-        """The best guess of each row, as the target numbers it."""
-        ids = self._loaded.ids
-        if self._loaded.from_columns:
-            logits = np.ascontiguousarray(logits[:, ids])
-        best = self._ops.argmax(logits)
-        tokens: list[int] = (best if ids is None else ids[best]).tolist()
-        return tokens
+        return guesses
 
     def forget(self, sequence: int) -> None:
         self._sequences.pop(sequence, None)

@@ -94,14 +94,16 @@ def pack(table: QLinear, run: Run = at_once) -> PackedTable:
     return PackedTable(_native.Embedding(found.kind, codes, K, scale, zero, found.group), order)
 
 
-def bind(tables: Sequence[PackedTable]) -> Callable[[Array], Array]:
+def bind(tables: Sequence[PackedTable]) -> Callable[[Any], Any]:
     from fewbits import _native
-    from fewbits.kernels.cpu.arrays import empty
+    from fewbits.kernels.cpu.arrays import Operand, Traced, empty
 
     (table,) = tables
     K, gather, address, order = table.rows.K, table.rows.rows, _native.address, table.order
 
-    def rows(token_ids: Array) -> Array:
+    def rows(token_ids: Operand) -> Operand:
+        if isinstance(token_ids, Traced) and order is None:
+            return token_ids.program.embed(table.rows, token_ids, K)
         x = empty(len(token_ids), K)
         gather(address(token_ids), len(token_ids), address(x))
         if order is None:

@@ -16,6 +16,7 @@ from fewbits.kernels.cpu.attention import Attention
 from fewbits.kernels.cpu.experts import NativeExperts, all_native
 from fewbits.kernels.cpu.program import Program, fused
 from fewbits.kernels.grouped import GroupedExperts
+from fewbits.kernels.last import best_tokens, closed_up
 from fewbits.kernels.ops import Activation, ActivationName, AttentionSpec, Chosen, Expert, Experts, Routing
 from fewbits.kernels.rope import Rope, RopeTable
 
@@ -111,7 +112,18 @@ class CpuOps:
 
     def begin(self, batch: Batch) -> _native.Step:
         lengths = (batch.query_start, batch.kv_len, batch.block_table)
-        return _native.Step(batch.slots, batch.positions, *lengths, batch.mask)
+        return _native.Step(batch.slots, batch.positions, *lengths, batch.mask, batch.logit_rows)
+
+    def empty(self, rows: int, width: int) -> Array:
+        return empty(rows, width)
+
+    def narrow(self, step: Any, *arrays: Operand) -> tuple[Any, ...]:
+        program = program_of(arrays[0])
+        if program is not None:
+            program.narrow(arrays)
+            return (step, *arrays)
+        rows = step.wanted
+        return (step, *arrays) if rows is None else (step.of_last(), *closed_up(arrays, rows))
 
     def take(self, x: Array, rows: Array) -> Array:
         taken: Array = x.take(rows, axis=0)  # indexing takes several times as long for a row
@@ -127,6 +139,16 @@ class CpuOps:
         out = empty(T, heads * (end - begin))
         out.reshape(T, heads, end - begin)[:] = x.reshape(T, heads, width // heads)[:, :, begin:end]
         return out
+
+    def ahead(self, step: Any, rows: Sequence[int], page_size: int) -> list[Any]:
+        steps: list[Any] = step.ahead(rows, page_size)
+        return steps
+
+    def best_tokens(self, logits: Operand, ids: Array | None, among: bool, to: Operand) -> None:
+        if isinstance(logits, Traced):
+            logits.program.best(logits, [] if ids is None else ids.tolist(), among, to)
+        else:
+            to[:] = best_tokens(self, logits, ids, among)
 
     def argmax(self, logits: Array) -> Array:
         R, V = logits.shape

@@ -44,7 +44,9 @@ class TracedCache:
 
 
 def fused(block: Callable[..., None], widths: Sequence[int], caches: int) -> Program | None:
-    """`block(*arrays, step, caches)` of arrays [T, width], or None where it does something that no step is for."""
+    """`block(*arrays, step, caches)` of arrays [T, width], or of tokens where the width is 0; None where it does
+    something that no step is for.
+    """
     program = Program()
     try:
         block(*program.inputs(widths), None, [TracedCache(number) for number in range(caches)])
@@ -144,8 +146,21 @@ class Program:
     def experts(self, experts: Any, x: Traced, chosen: Traced, weights: Traced, add_to: Traced) -> None:
         self._step(self._native.experts, experts, x, chosen, weights, chosen.shape[1], add_to)
 
+    def embed(self, table: Any, tokens: Traced, width: int) -> Traced:
+        self.keep(table)
+        y = self.value(width)
+        self._step(self._native.embed, table.table, tokens, y)
+        return y
+
+    def best(self, logits: Traced, ids: Sequence[int], among: bool, to: Traced) -> None:
+        self._step(self._native.best, logits, logits.shape[1], ids, among, to)
+
+    def narrow(self, values: Sequence[Traced]) -> None:
+        widths = [value.shape[1] for value in values]
+        self._step(self._native.narrow, [value.number for value in values], widths)
+
     def finish(self, caches: int) -> None:
-        self._width = self._native.width()
+        self._widths = self._native.widths()
         self._caches = [NativeCache() for _ in range(caches)]
 
     def timed(self) -> Array:
@@ -155,10 +170,16 @@ class Program:
 
     def __call__(self, *arguments: Any) -> None:
         *arrays, step, caches = arguments
-        memory = empty(step.T, self._width)
-        tables = [table.upto(step.highest) for table in self._tables]
+        self.repeat([arrays], [step], caches)
+
+    def repeat(self, passes: Sequence[Sequence[Array]], steps: Sequence[Any], caches: Sequence[Any]) -> None:
+        """As that many calls, one after the other: each has its arrays and its step."""
+        rows = max([step.T for step in steps], default=0)
+        highest = max([step.highest for step in steps], default=0)
+        memory = empty(rows, sum(self._widths))  # the last rows are no more than all
+        tables = [table.upto(highest) for table in self._tables]
         rotations = [(_address(cos), _address(sin)) for cos, sin in tables]
         times = 0 if self.nanoseconds is None else _address(self.nanoseconds)
-        inputs = [_address(array) for array in arrays]
+        inputs = [[_address(array) for array in arrays] for arrays in passes]
         native = [one.of(cache) for one, cache in zip(self._caches, caches, strict=True)]
-        self._native.run(inputs, _address(memory), step, native, rotations, times)
+        self._native.run(inputs, _address(memory), steps, native, rotations, times)

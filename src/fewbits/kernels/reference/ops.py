@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import ml_dtypes
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 from fewbits.kernels.batch import Batch, LayerCache
 from fewbits.kernels.grouped import GroupedExperts
+from fewbits.kernels.last import best_tokens, closed_up
 from fewbits.kernels.ops import Activation, AttentionSpec, Chosen, Expert, Routing
 from fewbits.kernels.rope import Rope, RopeTable
 
@@ -40,6 +42,21 @@ class Step:
         self.batch = batch
         self._highest = int(batch.positions.max(initial=0))
         self._rotations: dict[RopeTable, tuple[Array, Array]] = {}
+
+    def of_last(self) -> Step:
+        """The pass of the logit rows by themselves, without their tokens."""
+        batch, rows = self.batch, self.batch.logit_rows
+        start = np.searchsorted(rows, batch.query_start).astype(np.int32)
+        every = np.arange(len(rows))
+        return Step(
+            replace(
+                batch,
+                positions=batch.positions[rows],
+                slots=batch.slots[rows],
+                query_start=start,
+                logit_rows=every,
+            )
+        )
 
     def rotation(self, table: RopeTable) -> tuple[Array, Array]:
         if table not in self._rotations:
@@ -275,6 +292,12 @@ class ReferenceOps:
     def begin(self, batch: Batch) -> Step:
         return Step(batch)
 
+    def empty(self, rows: int, width: int) -> Array:
+        return np.empty((rows, width), np.float32)
+
+    def narrow(self, step: Step, *arrays: Array) -> tuple[Any, ...]:
+        return (step.of_last(), *closed_up(arrays, step.batch.logit_rows.tolist()))
+
     def take(self, x: Array, rows: Array) -> Array:
         taken: Array = x[rows]
         return taken
@@ -289,3 +312,26 @@ class ReferenceOps:
     def argmax(self, logits: Array) -> Array:
         found: Array = logits.argmax(axis=1)
         return found
+
+    def ahead(self, step: Step, rows: Sequence[int], page_size: int) -> list[Step]:
+        batch, steps = step.batch, []
+        for further, count in enumerate(rows):
+            positions, every = batch.kv_len[:count].astype(np.int64) + further, np.arange(count)
+            page, row = np.divmod(positions, page_size)
+            steps.append(
+                Step(
+                    Batch(
+                        token_ids=np.empty(0, np.int64),  # which no step looks at
+                        positions=positions,
+                        slots=batch.block_table[every, page].astype(np.int64) * page_size + row,
+                        query_start=np.arange(count + 1, dtype=np.int32),
+                        kv_len=(positions + 1).astype(np.int32),
+                        block_table=batch.block_table[:count],
+                        logit_rows=every,
+                    )
+                )
+            )
+        return steps
+
+    def best_tokens(self, logits: Array, ids: Array | None, among: bool, to: Array) -> None:
+        to[:] = best_tokens(self, logits, ids, among)
