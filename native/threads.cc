@@ -18,8 +18,8 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 // Waking a sleeping worker costs some 15 us; between the passes of a small model and those of its
-// drafter lie up to 80.
-constexpr auto kSpinTime = std::chrono::microseconds(100);
+// drafter lie 100 and more.
+constexpr auto kSpinTime = std::chrono::microseconds(300);
 
 // Of what is left of its part a thread takes this share at once: chunks are few, and the last ones
 // small, so that a thread that is slowed down doesn't hold up the rest.
@@ -159,11 +159,12 @@ class Pool {
   void work(int thread) {
     for (int s = 0; s < stage_count_; ++s) {
       const Stage& stage = stages_[s];
-      for (uint32_t begin, end; take(s, thread, &begin, &end);) {
+      int64_t own = 0;
+      for (uint32_t begin, end; take(s, thread, &begin, &end); own += end - begin) {
         stage.fn(context_, begin, end);
-        done_[s].fetch_add(end - begin, std::memory_order_release);
       }
       if (s + 1 == stage_count_) break;  // the gate waits for all
+      if (own) done_[s].fetch_add(own, std::memory_order_acq_rel);
       const auto done = [&] { return done_[s].load(std::memory_order_acquire) == stage.count; };
       while (!spin_until(done)) std::this_thread::yield();
     }

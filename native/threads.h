@@ -1,7 +1,7 @@
 // The thread pool that all kernels share.
 //
 // The pool is made by the first parallel_for that can use it. Its workers inherit the affinity mask
-// and block all signals; between jobs they spin for at most 100 us and then sleep. A child made by
+// and block all signals; between jobs they spin for at most 300 us and then sleep. A child made by
 // fork() starts without a pool and makes its own.
 #pragma once
 
