@@ -36,6 +36,7 @@ from fewbits.load import decode
 EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "stdlib-lm"
 STEPS = 4  # draft tokens that training unrolls
 DECAY = 0.9  # of the weight of each further step's loss
+SHARPNESS = 1.4  # of what is learned, as a factor of the target's logits: it is the best guess that counts
 BOUNDARIES = (2, Shape.num_hidden_layers // 2, Shape.num_hidden_layers - 3)  # Eagle3's own choice
 INTERMEDIATE = 1024
 GENERATING = 0.1  # of the time, in which the target writes text to train on
@@ -188,7 +189,7 @@ def loss_of(drafter: Drafter, target: Llama, window: Tensor) -> Tensor:
     length = window.shape[1] - STEPS - 1
     states, said = states_of(target, window[:, :-1])
     tokens = [window[:, 2 + step : 2 + step + length] for step in range(STEPS - 1)]
-    wanted = torch.softmax(said[..., drafter.ids].float(), dim=-1)
+    wanted = torch.softmax(SHARPNESS * said[..., drafter.ids].float(), dim=-1)
     total = torch.zeros(())
     drafts = drafter.unroll(target, states[:, :length], tokens, window[:, 1 : 1 + length])
     for step, logits in enumerate(drafts):
