@@ -108,7 +108,8 @@ class Attention {
 
   void run() {
     const bool parallel = work_ >= kParallelAttend && thread_count() > 1;
-    if (parallel && static_cast<int64_t>(items_.size()) < 4 * thread_count()) {
+    const auto items = static_cast<int64_t>(items_.size());
+    if (parallel && items < 4 * thread_count() && chunks_ > items) {
       run_split();
       return;
     }
@@ -120,7 +121,7 @@ class Attention {
         run_item(items_[i], nullptr, next);
       }
     };
-    for_range(static_cast<int64_t>(items_.size()), parallel, run_items);
+    for_range(items, parallel, run_items);
   }
 
  private:
@@ -139,6 +140,7 @@ class Attention {
         item.end = std::max(item.end, sees.last);
         work_ += (sees.last - sees.first) * task_.heads * (task_.D + task_.value_D);
       }
+      chunks_ += (item.end - item.begin + kChunk - 1) / kChunk * task_.kv_heads;
       for (; item.kv_head < task_.kv_heads; ++item.kv_head) items_.push_back(item);
     }
   }
@@ -378,6 +380,7 @@ class Attention {
   const Attend& task_;
   const int group_, stride_, value_stride_;
   int64_t work_ = 0;           // multiply-adds
+  int64_t chunks_ = 0;         // of all items
   std::vector<bool> listed_;   // per sequence
   std::vector<Visible> sees_;  // per row of the batch
   std::vector<Item> items_;
