@@ -34,7 +34,7 @@ BYTES, SPACES = byte_level(), metaspace()
 
 def stream(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
     made = Detokenizer(tokenizer.decode)
-    return [*(made.feed(token) for token in ids), made.finish()]
+    return [*(made.feed([token]) for token in ids), made.finish()]
 
 
 @given(st.text(max_size=120))
@@ -78,7 +78,7 @@ def test_decoding_cost_does_not_grow_with_the_text() -> None:
 
     made = Detokenizer(decode)
     for token in BYTES.encode("word " * 300).ids:
-        made.feed(token)
+        made.feed([token])
     assert longest < 50
 
 
@@ -127,6 +127,6 @@ def test_stop_strings_do_not_count_before_the_minimum_length(search: bool, expec
     made = TextStream(BYTES.decode, ["x"])
     for token in BYTES.encode("axb").ids:
         if not made.stopped:
-            made.feed(token, search)
+            made.feed([token], search)
     made.finish(search)
     assert (made.text, made.stopped) == (expected, stopped)

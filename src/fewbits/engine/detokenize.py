@@ -25,9 +25,9 @@ class Detokenizer:
         self._emitted = 0  # characters of decode(self._ids) that are out already
         self._clean = 0  # tokens after which the text last ended with a whole character
 
-    def feed(self, token: int) -> str:
-        """The text that this token makes certain, often one word, sometimes nothing."""
-        self._ids.append(token)
+    def feed(self, tokens: Sequence[int]) -> str:
+        """The text that these tokens make certain, often one word, sometimes nothing."""
+        self._ids += tokens
         text = self._decode(self._ids)
         stable = text.rstrip(_REPLACEMENT)
         piece = stable[self._emitted :]
@@ -50,6 +50,7 @@ class StopStrings:
     def __init__(self, strings: Sequence[str]) -> None:
         self._strings = tuple(strings)
         self._held = ""
+        self.any = any(strings)
         self.stopped = False
 
     def feed(self, piece: str) -> str:
@@ -84,6 +85,11 @@ class TextStream:
         self._pieces: list[str] = []
 
     @property
+    def searched(self) -> bool:
+        """Whether there are strings that end it."""
+        return self._stop.any
+
+    @property
     def stopped(self) -> bool:
         return self._stop.stopped
 
@@ -91,9 +97,9 @@ class TextStream:
     def text(self) -> str:
         return "".join(self._pieces)
 
-    def feed(self, token: int, search: bool = True) -> str:
+    def feed(self, tokens: Sequence[int], search: bool = True) -> str:
         """The next piece. Without `search`, stop strings in it don't count."""
-        return self._out(self._detokenizer.feed(token), search, end=False)
+        return self._out(self._detokenizer.feed(tokens), search, end=False)
 
     def finish(self, search: bool = True) -> str:
         """The rest, after the last token."""

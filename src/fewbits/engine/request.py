@@ -175,6 +175,7 @@ class Request:
     speculation: Speculation | None = None
     computed: int = 0
     sampled: int = 0
+    told: int = 0  # tokens of the output whose text is in `pieces`, or held back
     finish_reason: FinishReason | None = None
     error: FewbitsError | None = None
     pieces: deque[str] = field(default_factory=deque)
@@ -208,8 +209,8 @@ class Request:
         return pending + self.draft_ids[: count - len(pending)]
 
     def accept(self, token: int, now: float) -> None:
-        """Takes a sampled token, adds the text it completes to `pieces` and sets `finish_reason` where it
-        ends.
+        """Takes a sampled token and sets `finish_reason` where it ends; `tell` adds the text that it completes to
+        `pieces`.
 
         The order of the checks is vLLM's: end token, then the number of tokens, then stop strings in the
         text.
@@ -221,15 +222,23 @@ class Request:
             self._finish("stop")
             return
         self.output_ids.append(token)
-        if self.text is not None:
-            self._emit(self.text.feed(token, search=len(self.output_ids) > self.params.min_tokens))
+        if self.text is not None and self.text.searched:
+            self.tell()
             if self.text.stopped:
                 self.finish_reason = "stop"
                 return
         if len(self.output_ids) >= self.length_limit:
             self._finish("length")
 
+    def tell(self) -> None:
+        """Adds the text of tokens accepted since the last time: all of a pass at once, where no string ends it."""
+        if self.text is not None and self.told < len(self.output_ids):
+            new = self.output_ids[self.told :]
+            self.told = len(self.output_ids)
+            self._emit(self.text.feed(new, search=self.told > self.params.min_tokens))
+
     def _finish(self, reason: FinishReason) -> None:
+        self.tell()
         self.finish_reason = reason
         if self.text is not None:
             self._emit(self.text.finish(search=len(self.output_ids) > self.params.min_tokens))

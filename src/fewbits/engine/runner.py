@@ -109,4 +109,5 @@ def _verify(request: Request, draft: Sequence[int], logits: Array, best: Array) 
         accepted += 1
         if request.done:
             break
+    request.tell()
     return accepted
