@@ -328,8 +328,8 @@ class RankedOps(CpuOps):
     def fused(self, block: Any, widths: Any, caches: int) -> None:
         return None
 
-    def best_tokens(self, logits: Any, ids: Any, among: bool, to: Any) -> None:
-        super().best_tokens(logits, ids, among, to)
+    def best_tokens(self, logits: Any, ids: Any, among: bool, *others: Any) -> None:
+        super().best_tokens(logits, ids, among, *others)
         assert ids is not None and not among
         self.steps += [ids[(-row).argsort()[:RANKS]].tolist() for row in logits]
 

@@ -51,12 +51,11 @@ void handle_signals() {
   if (PyErr_CheckSignals() != 0) throw nb::python_error();
 }
 
-// Passes one after the other; each has its inputs and its step.
-void run(const Checked& checked, const std::vector<std::vector<uintptr_t>>& inputs,
-         uintptr_t memory, const std::vector<const BoundStep*>& steps,
-         const std::vector<const fewbits::LayerCache*>& caches,
-         const std::vector<std::pair<uintptr_t, uintptr_t>>& rotations, uintptr_t nanoseconds) {
-  if (inputs.size() != steps.size()) throw std::invalid_argument("a pass has inputs and a step");
+using Rotations = std::vector<std::pair<uintptr_t, uintptr_t>>;
+
+Program::Shared shared_by_passes(const Checked& checked, uintptr_t memory,
+                                 const std::vector<const fewbits::LayerCache*>& caches,
+                                 const Rotations& rotations, uintptr_t nanoseconds) {
   if (static_cast<int>(caches.size()) < checked.caches ||
       static_cast<int>(rotations.size()) < checked.rotations) {
     throw std::invalid_argument("the program has more caches or rotations");
@@ -68,16 +67,63 @@ void run(const Checked& checked, const std::vector<std::vector<uintptr_t>>& inpu
                             reinterpret_cast<int64_t*>(nanoseconds),
                             handle_signals};
   for (const auto& [cos, sin] : rotations) shared.rotations.push_back({floats(cos), floats(sin)});
+  return shared;
+}
+
+Program::Arguments pass_of(const Checked& checked, const Program::Shared& shared,
+                           const BoundStep& step) {
+  for (const fewbits::LayerCache* cache : shared.caches) check_fit(step, *cache);
+  return {{}, &step, checked.narrows ? step.last() : nullptr};
+}
+
+void run(const Checked& checked, const std::vector<uintptr_t>& inputs, uintptr_t memory,
+         const BoundStep& step, const std::vector<const fewbits::LayerCache*>& caches,
+         const Rotations& rotations, uintptr_t nanoseconds) {
+  const Program::Shared shared = shared_by_passes(checked, memory, caches, rotations, nanoseconds);
+  Program::Arguments pass = pass_of(checked, shared, step);
+  for (const uintptr_t input : inputs) pass.inputs.push_back(reinterpret_cast<float*>(input));
+  const nb::gil_scoped_release release;
+  checked.program.run(pass, shared);
+}
+
+// A pass of another program, and of this one passes ahead of its step, of so many rows each, whose
+// inputs lie so many bytes further on with each pass. They end behind one whose input `chances`,
+// float32 [T], is nowhere `least` or more. Returns how many there were.
+size_t chain(const Checked& checked, const Checked& first, const std::vector<uintptr_t>& its,
+             const std::vector<std::pair<uintptr_t, int64_t>>& inputs, uintptr_t memory,
+             const BoundStep& step, const std::vector<int>& rows, int page_size,
+             const std::vector<const fewbits::LayerCache*>& caches, const Rotations& rotations,
+             uintptr_t nanoseconds, uintptr_t its_nanoseconds, size_t chances, float least) {
+  const auto shared = shared_by_passes(checked, memory, caches, rotations, nanoseconds);
+  const auto of_first = shared_by_passes(first, memory, caches, rotations, its_nanoseconds);
+  Program::Arguments beginning = pass_of(first, of_first, step);
+  for (const uintptr_t input : its) {
+    beginning.inputs.push_back(reinterpret_cast<float*>(input));
+  }
+  const std::vector<BoundStep> steps = step.ahead(rows, page_size);
   std::vector<Program::Arguments> passes;
-  for (size_t i = 0; i < steps.size(); ++i) {
-    for (const fewbits::LayerCache* cache : caches) check_fit(*steps[i], *cache);
-    passes.push_back({{}, steps[i], checked.narrows ? steps[i]->last() : nullptr});
-    for (const uintptr_t input : inputs[i]) {
-      passes.back().inputs.push_back(reinterpret_cast<float*>(input));
+  for (const BoundStep& one : steps) {
+    const auto number = static_cast<int64_t>(passes.size());
+    passes.push_back(pass_of(checked, shared, one));
+    for (const auto& [address, stride] : inputs) {
+      passes.back().inputs.push_back(reinterpret_cast<float*>(address + number * stride));
     }
   }
+  const auto sure = [&](const Program::Arguments& pass) {
+    if (least <= 0) return true;
+    const float* const found = pass.inputs.at(chances);
+    const int64_t T = pass.last ? pass.last->step.T : pass.step->T;
+    return std::any_of(found, found + T, [&](float one) { return one >= least; });
+  };
   const nb::gil_scoped_release release;
-  for (const Program::Arguments& pass : passes) checked.program.run(pass, shared);
+  first.program.run(beginning, of_first);
+  size_t done = 0;
+  bool further = sure(beginning);
+  while (further && done < passes.size()) {
+    checked.program.run(passes[done], shared);
+    further = sure(passes[done++]);
+  }
+  return 1 + done;
 }
 
 }  // namespace
@@ -131,9 +177,9 @@ void bind_program(nb::module_& module) {
                        Value y) { self.program.embed(table, tokens, y); })
       .def("best",
            [](Checked& self, Value logits, int64_t columns, std::vector<int64_t> ids, bool among,
-              Value to) {
+              Value to, Value before, Value after) {
              fewbits::check_columns(columns, ids, among);
-             self.program.best(logits, {columns, std::move(ids), among}, to);
+             self.program.best(logits, {columns, std::move(ids), among}, to, before, after);
            })
       .def("narrow",
            [](Checked& self, const std::vector<Value>& values, const std::vector<int64_t>& widths) {
@@ -146,6 +192,9 @@ void bind_program(nb::module_& module) {
              const Program::Widths widths = self.program.widths();
              return std::pair(widths.all, widths.last);
            })
-      .def("run", &run, arg("inputs"), arg("memory"), arg("steps"), arg("caches"), arg("rotations"),
-           arg("nanoseconds"));
+      .def("run", &run, arg("inputs"), arg("memory"), arg("step"), arg("caches"), arg("rotations"),
+           arg("nanoseconds"))
+      .def("chain", &chain, arg("first"), arg("its"), arg("inputs"), arg("memory"), arg("step"),
+           arg("rows"), arg("page_size"), arg("caches"), arg("rotations"), arg("nanoseconds"),
+           arg("its_nanoseconds"), arg("chances"), arg("least"));
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from fewbits.engine.kvcache import KVCache, Part
 from fewbits.kernels.batch import CacheDtype
 from fewbits.load import Loaded
 from fewbits.load_drafter import LoadedDrafter
+from fewbits.models.eagle3 import Draft
 
 TESTS = Path(__file__).parent
 DRAFTERS = TESTS / "exports" / "drafters"
@@ -59,26 +60,34 @@ def watched(target: Loaded) -> tuple[Loaded, list[np.ndarray]]:
         def fused(self, block: Any, widths: Any, caches: int) -> None:
             return None
 
-        def best_tokens(self, logits: Any, ids: Any, among: bool, to: Any) -> None:
+        def best_tokens(self, logits: Any, *others: Any) -> None:
             seen.append(np.array(logits))
-            super().best_tokens(logits, ids, among, to)
+            super().best_tokens(logits, *others)
 
     return replace(target, ops=Watched()), seen
+
+
+def draft_of(
+    loaded: LoadedDrafter, known: Tensors, rows: Sequence[int], least: float = 0.0, dtype: CacheDtype | None = "f32"
+) -> Draft:
+    """A draft behind the given tokens, of so many `rows` in each place. Without a `dtype` the cache is kept as the
+    drafter's config says.
+    """
+    layers = [layer if dtype is None else replace(layer, dtype=dtype) for layer in loaded.cache_layers]
+    cache = KVCache(layers, max_pages=8)
+    states = [np.ascontiguousarray(part) for part in np.split(known["states"], 3, axis=1)]
+    batch = cache.batch([Part(0, known["tokens"].tolist(), rows[0], ahead=len(rows) - 1)])
+    return loaded.drafter.draft(batch, states, rows, cache, least)
 
 
 def drafted(
     loaded: LoadedDrafter, known: Tensors, count: int = 1, rows: int = 1, dtype: CacheDtype | None = "f32"
 ) -> tuple[list[int], np.ndarray]:
     """Guesses behind each of the last `rows` of the given tokens, or `count` behind the last of these; and the states
-    that they are made of. Without a `dtype` the cache is kept as the drafter's config says.
+    that they are made of.
     """
-    layers = [layer if dtype is None else replace(layer, dtype=dtype) for layer in loaded.cache_layers]
-    cache = KVCache(layers, max_pages=8)
-    states = [np.ascontiguousarray(part) for part in np.split(known["states"], 3, axis=1)]
-    batch = cache.batch([Part(0, known["tokens"].tolist(), rows, ahead=count - 1)])
-    guesses = [np.empty(rows, np.int64), *(np.empty(1, np.int64) for _ in range(count - 1))]
-    x = loaded.drafter.draft(batch, states, guesses, cache)
-    return np.concatenate(guesses).tolist(), x[:rows]
+    draft = draft_of(loaded, known, [rows, *[1] * (count - 1)], dtype=dtype)
+    return [*draft.tokens[0].tolist(), *draft.tokens[1:, 0].tolist()], draft.states[:rows]
 
 
 def in_one_direction(layer_ids: tuple[int, ...] = (0, 1, 1)) -> tuple[Build, Build]:

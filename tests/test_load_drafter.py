@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from drafters import DRAFTERS, NAMES, TARGET, Tensors, changed, drafted, expected, watched
+from drafters import DRAFTERS, NAMES, TARGET, Tensors, changed, draft_of, drafted, expected, watched
 from safetensors.numpy import load_file
 
 from fewbits.draft_plan import plan_draft
@@ -95,6 +95,24 @@ def test_a_draft_in_one_call_is_that_of_its_operations(name: str, native: Loaded
             for target in (native, watched(native)[0])
         )
         assert in_one[0] == one_by_one[0] and np.array_equal(in_one[1], one_by_one[1])
+
+
+@pytest.mark.parametrize("name", ["bf16", "w4a16-asym-head"])
+def test_a_draft_ends_where_the_drafter_is_not_sure_enough(name: str, native: Loaded) -> None:
+    """Chances are those of softmax, of a token and all before it; a draft ends behind the first that is below."""
+    known = expected(name)
+    watching, logits = watched(native)
+    one_by_one = load_drafter(DRAFTERS / name, watching)
+    whole = draft_of(one_by_one, known, [1] * 5)
+    shares = [1 / np.exp(row.astype(np.float64) - row.max()).sum() for (row,) in logits]
+    np.testing.assert_allclose(whole.chances[:, 0], np.cumprod(shares), rtol=1e-5)
+    for loaded in (one_by_one, load_drafter(DRAFTERS / name, native)):
+        for place, chance in enumerate(whole.chances[:, 0].tolist()):
+            for least, places in ((1.001 * chance, place + 1), (0.999 * chance, min(place + 2, 5))):
+                draft = draft_of(loaded, known, [1] * 5, least)
+                assert len(draft.tokens) == len(draft.chances) == places
+                np.testing.assert_array_equal(draft.tokens, whole.tokens[:places])
+                np.testing.assert_allclose(draft.chances, whole.chances[:places], rtol=1e-5)
 
 
 def test_the_drafters_head_is_quantized_by_its_own_config_and_the_targets_by_its_own(native: Loaded) -> None:

@@ -24,11 +24,13 @@ const ElementwiseKernels& kernels() {
   static const ElementwiseKernels chosen = [] {
 #if defined(__x86_64__)
     if (tier() >= Tier::avx512)
-      return ElementwiseKernels{rms_norm_avx512, gated_avx512, exp_negative_avx512, argmax_avx512};
+      return ElementwiseKernels{rms_norm_avx512, gated_avx512, exp_negative_avx512, argmax_avx512,
+                                exp_sum_avx512};
     if (tier() >= Tier::avx2)
-      return ElementwiseKernels{rms_norm_avx2, gated_avx2, exp_negative_avx2, argmax_avx2};
+      return ElementwiseKernels{rms_norm_avx2, gated_avx2, exp_negative_avx2, argmax_avx2,
+                                exp_sum_avx2};
 #endif
-    return ElementwiseKernels{rms_norm_ref, gated_ref, exp_negative_ref, argmax_ref};
+    return ElementwiseKernels{rms_norm_ref, gated_ref, exp_negative_ref, argmax_ref, exp_sum_ref};
   }();
   return chosen;
 }
@@ -145,17 +147,20 @@ void check_columns(int64_t V, const std::vector<int64_t>& ids, bool among) {
 }
 
 void best_tokens(const float* x, int64_t R, int64_t V, const std::vector<int64_t>& ids, bool among,
-                 int64_t* tokens) {
-  if (!among) {
-    argmax(x, R, V, tokens);
-  } else {
-    std::vector<float> some(ids.size());
-    for (int64_t row = 0; row < R; ++row) {
-      for (size_t j = 0; j < ids.size(); ++j) some[j] = x[row * V + ids[j]];
-      argmax(some.data(), 1, static_cast<int64_t>(some.size()), tokens + row);
+                 int64_t* tokens, const float* before, float* after) {
+  const int64_t count = among ? static_cast<int64_t>(ids.size()) : V;
+  auto rows = [&](int64_t begin, int64_t end) {
+    std::vector<float> some(among ? count : 0);
+    for (int64_t row = begin; row < end; ++row) {
+      const float* values = x + row * V;
+      for (int64_t j = 0; among && j < count; ++j) some[j] = values[ids[j]];
+      if (among) values = some.data();
+      const int64_t best = kernels().argmax(values, count);
+      after[row] = before[row] / kernels().exp_sum(values, count, values[best]);
+      tokens[row] = ids.empty() ? best : ids[best];
     }
-  }
-  for (int64_t row = 0; row < R && !ids.empty(); ++row) tokens[row] = ids[tokens[row]];
+  };
+  for_range(R, R * count >= kParallel, rows);
 }
 
 void rms_norm_row(const float* x, const float* weight, float* y, int64_t H, float eps,

@@ -31,11 +31,12 @@ void scale_by_sigmoid(float* x, const float* gate, int64_t T, int64_t heads, int
 // Of each row of [R, V] the column of the first NaN, or else of the first of the largest. V > 0.
 void argmax(const float* x, int64_t R, int64_t V, int64_t* columns);
 
-// The tokens of these: column j is token ids[j], or where there are none j. `among`: of the columns
-// `ids` alone, which have their tokens' numbers.
+// The tokens of these, and after = before times the probability that softmax gives them. Column j
+// is token ids[j], or where there are none j. `among`: of the columns `ids` alone, which have their
+// tokens' numbers.
 void check_columns(int64_t V, const std::vector<int64_t>& ids, bool among);  // or throws
 void best_tokens(const float* x, int64_t R, int64_t V, const std::vector<int64_t>& ids, bool among,
-                 int64_t* tokens);
+                 int64_t* tokens, const float* before, float* after);
 
 // One row, in the calling thread.
 void rms_norm_row(const float* x, const float* weight, float* y, int64_t H, float eps,
@@ -71,6 +72,7 @@ struct ElementwiseKernels {
   void (*gated)(const float* gate, const float* up, float* y, int64_t count, Gating gating);
   void (*exp_negative)(const float* x, float* y, int64_t count);
   int64_t (*argmax)(const float* x, int64_t count);
+  float (*exp_sum)(const float* x, int64_t count, float largest);  // of e^(x - largest)
 };
 
 void rms_norm_ref(const float* x, const float* weight, float* y, int64_t rows, int64_t H, float eps,
@@ -78,15 +80,18 @@ void rms_norm_ref(const float* x, const float* weight, float* y, int64_t rows, i
 void gated_ref(const float* gate, const float* up, float* y, int64_t count, Gating gating);
 void exp_negative_ref(const float* x, float* y, int64_t count);
 int64_t argmax_ref(const float* x, int64_t count);
+float exp_sum_ref(const float* x, int64_t count, float largest);
 void rms_norm_avx2(const float* x, const float* weight, float* y, int64_t rows, int64_t H,
                    float eps, float offset);
 void gated_avx2(const float* gate, const float* up, float* y, int64_t count, Gating gating);
 void exp_negative_avx2(const float* x, float* y, int64_t count);
 int64_t argmax_avx2(const float* x, int64_t count);
+float exp_sum_avx2(const float* x, int64_t count, float largest);
 void rms_norm_avx512(const float* x, const float* weight, float* y, int64_t rows, int64_t H,
                      float eps, float offset);
 void gated_avx512(const float* gate, const float* up, float* y, int64_t count, Gating gating);
 void exp_negative_avx512(const float* x, float* y, int64_t count);
 int64_t argmax_avx512(const float* x, int64_t count);
+float exp_sum_avx512(const float* x, int64_t count, float largest);
 
 }  // namespace fewbits

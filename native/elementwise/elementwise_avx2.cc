@@ -16,4 +16,8 @@ void exp_negative_avx2(const float* x, float* y, int64_t count) { exp_range(x, y
 
 int64_t argmax_avx2(const float* x, int64_t count) { return first_largest(x, count); }
 
+float exp_sum_avx2(const float* x, int64_t count, float largest) {
+  return exp_sum_range(x, count, largest);
+}
+
 }  // namespace fewbits

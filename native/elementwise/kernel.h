@@ -79,6 +79,26 @@ inline void exp_range(const float* x, float* y, int64_t count) {
   }
 }
 
+inline float exp_sum_range(const float* x, int64_t count, float largest) {
+  constexpr int kSums = 4;
+  const Lanes top = broadcast(largest);
+  Lanes sums[kSums] = {zero(), zero(), zero(), zero()};
+  int64_t i = 0;
+  for (; i + kSums * kLanes <= count; i += kSums * kLanes) {
+    for (int s = 0; s < kSums; ++s) {
+      sums[s] = add(sums[s], exp_lanes(subtract(load(x + i + s * kLanes), top)));
+    }
+  }
+  for (; i < count; i += kLanes) {
+    float rest[kLanes];
+    for (int lane = 0; lane < kLanes; ++lane) {
+      rest[lane] = i + lane < count ? x[i + lane] - largest : 2 * kExpLowest;
+    }
+    sums[0] = add(sums[0], exp_lanes(load(rest)));
+  }
+  return sum_lanes(add(add(sums[0], sums[1]), add(sums[2], sums[3])));
+}
+
 // A block of the row is looked through number by number only where its largest is above all before
 // it, or where the difference of a number from itself isn't 0: NaN and infinities.
 inline int64_t first_largest(const float* x, int64_t count) {

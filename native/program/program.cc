@@ -158,11 +158,12 @@ void Program::embed(EmbeddingTable table, Value tokens, Value y) {
   });
 }
 
-void Program::best(Value logits, Tokens tokens, Value to) {
-  use({logits, to});
-  append([logits, tokens = std::move(tokens), to](Frame& frame) {
+void Program::best(Value logits, Tokens tokens, Value to, Value before, Value after) {
+  use({logits, to, before, after});
+  append([=, tokens = std::move(tokens)](Frame& frame) {
     auto* const found = reinterpret_cast<int64_t*>(frame.at(to));
-    best_tokens(frame.at(logits), frame.T, tokens.columns, tokens.ids, tokens.among, found);
+    best_tokens(frame.at(logits), frame.T, tokens.columns, tokens.ids, tokens.among, found,
+                frame.at(before), frame.at(after));
   });
 }
 

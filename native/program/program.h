@@ -61,14 +61,13 @@ class Program {
   // Rows of a table. Tokens are an input of int64 [T]. Running throws std::invalid_argument where
   // one isn't in the table.
   void embed(EmbeddingTable table, Value tokens, Value y);
-  // The token of the best of each row of logits, to an input of int64 [T]. Column j of the logits
-  // is token tokens.ids[j], or where there are none j; `among`: only the columns `ids` count.
+  // best_tokens: to an input of int64 [T], and from and to one of float32 [T].
   struct Tokens {
     int64_t columns;
     std::vector<int64_t> ids;
     bool among;
   };
-  void best(Value logits, Tokens tokens, Value to);
+  void best(Value logits, Tokens tokens, Value to, Value before, Value after);
   // Closes the wanted rows of the values up, in place. Once; no later step may use other values.
   void narrow(const std::vector<Value>& values, const std::vector<int64_t>& widths);
 

@@ -255,8 +255,10 @@ class Program:
     def embed(self, table: EmbeddingTable, tokens: int, y: int) -> None:
         """`tokens` is an input, int64 [T]."""
 
-    def best(self, logits: int, columns: int, ids: Sequence[int], among: bool, to: int) -> None:
-        """`ops.Ops.best_tokens`; `to` is an input, int64 [T]."""
+    def best(
+        self, logits: int, columns: int, ids: Sequence[int], among: bool, to: int, before: int, after: int
+    ) -> None:
+        """`ops.Ops.best_tokens`; `to`, `before` and `after` are inputs, int64 and float32 [T]."""
 
     def narrow(self, values: Sequence[int], widths: Sequence[int]) -> None:
         """`ops.Ops.narrow`; no later step may use others that were made before."""
@@ -268,16 +270,35 @@ class Program:
 
     def run(
         self,
-        inputs: Sequence[Sequence[int]],
+        inputs: Sequence[int],
         memory: int,
-        steps: Sequence[Step],
+        step: Step,
         caches: Sequence[LayerCache],
         rotations: Sequence[tuple[int, int]],
         nanoseconds: int,
     ) -> None:
-        """Passes one after the other, each with its inputs and its step, and every step of the program in each; an
-        exception of a signal's handler ends it between two. memory float32 [T, the sum of widths()], for the pass of
-        most tokens; rotations are cosines and sines; nanoseconds, int64 [steps] or 0: what each took is added.
+        """Every step; an exception of a signal's handler ends it between two. memory float32 [T, the sum of widths()];
+        rotations are cosines and sines; nanoseconds, int64 [steps] or 0: what each took is added.
+        """
+
+    def chain(
+        self,
+        first: Program,
+        its: Sequence[int],
+        inputs: Sequence[tuple[int, int]],
+        memory: int,
+        step: Step,
+        rows: Sequence[int],
+        page_size: int,
+        caches: Sequence[LayerCache],
+        rotations: Sequence[tuple[int, int]],
+        nanoseconds: int,
+        its_nanoseconds: int,
+        chances: int,
+        least: float,
+    ) -> int:
+        """`ops.Fused.chain`: inputs of the first pass; addresses of those of the others, and how many bytes each lies
+        further on in the next pass.
         """
 
 def rms_norm(x: int, weight: int, y: int, T: int, H: int, eps: float, offset: float) -> None:

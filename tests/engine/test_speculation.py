@@ -5,6 +5,7 @@ drafter.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from fewbits.engine.llm import LLM
 from fewbits.engine.request import Request, Result, SamplingParams, Speculation
 from fewbits.engine.sampler import distribution
 from fewbits.engine.speculative.driver import Driver
+from fewbits.engine.speculative.eagle import Eagle
 from fewbits.engine.speculative.lengths import Fixed
 from fewbits.engine.speculative.ngram import NGram
 from fewbits.errors import Notice, UsageError
@@ -253,6 +255,30 @@ def test_wrong_layers_give_the_warning_and_the_right_ones_none(tmp_path: Path) -
         if doubt is not None:
             for part in ("behind layers 1, 1, 0 (as asked)", "--draft-layers", "fc float32"):
                 assert part in doubt.text
+
+
+def test_where_nobody_asks_for_a_number_only_likely_guesses_are_verified(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The chain ends where the drafter isn't sure, but for its first token; of each request by itself."""
+    drafted: list[list[int]] = []
+    propose = Eagle.propose
+
+    def seen(self: Eagle, wanted: Any) -> None:
+        propose(self, wanted)
+        drafted.extend(request.draft_ids for request, _ in wanted.values())
+
+    monkeypatch.setattr(Eagle, "propose", seen)
+    lengths = []
+    for least in (0.0, 0.02, 0.5, 1.5):
+        llm = LLM(TARGET, draft=DRAFTERS / "bf16")
+        assert llm.drafter is not None
+        llm._driver = Driver(Eagle(llm.drafter, llm._cache.max_pages, least), Fixed(6))
+        drafted.clear()
+        llm.generate(PROMPTS[:3], replace(GREEDY, max_tokens=20))
+        lengths.append([len(draft) for draft in drafted])
+    everything, some, few, first = lengths
+    assert max(everything) == max(some) == 6 and set(first) == {1}
+    assert sum(everything) / len(everything) > sum(some) / len(some) > sum(few) / len(few) > 1
+    assert len(set(some)) > 2
 
 
 def test_a_drafter_that_is_right_is_not_doubted(plain: LLM) -> None:

@@ -110,24 +110,28 @@ def test_the_last_rows_go_on_alone(sizes: list[list[int]], names: str) -> None:
         begin += size
     batch = cache.batch(parts)
 
-    def block(tokens: Any, to: Any, x: Any, step: Any, caches: Any) -> None:
+    def block(tokens: Any, to: Any, before: Any, after: Any, x: Any, step: Any, caches: Any) -> None:
         ops.add(rows(tokens), x)
         both = ops.beside(x, x)
         step, x, both = ops.narrow(step, x, both)
         ops.add(ops.cut(both, HIDDEN, 2 * HIDDEN), x)
-        ops.best_tokens(ops.computed(ops.norm(np.ones(HIDDEN, np.float32), 1e-5, 0.0)(x)), ids, names == "among", to)
+        ops.best_tokens(ops.computed(x), ids, names == "among", to, before, after)
 
-    program = ops.fused(block, (0, 0, HIDDEN), 1)
+    program = ops.fused(block, (0, 0, 1, 1, HIDDEN), 1)
     assert program is not None
     given = random(len(tokens), HIDDEN)
     doubled = 2 * (TABLE[batch.token_ids] + given)[batch.logit_rows]
     columns = doubled if names != "among" else doubled[:, ids]
     best = columns.argmax(axis=1) if len(columns) else np.empty(0, np.int64)
+    exponentials = np.exp(columns.astype(np.float64))
+    share = exponentials.max(axis=1, initial=0) / exponentials.sum(axis=1)
     for run in (block, program):
         x, to = given.copy(), np.full(len(batch.logit_rows), -1)
-        run(batch.token_ids, to, x, ops.begin(batch), cache.layers)
+        before, after = np.full(len(to), 0.5, np.float32), np.empty(len(to), np.float32)
+        run(batch.token_ids, to, before, after, x, ops.begin(batch), cache.layers)
         np.testing.assert_array_equal(x[: len(to)], doubled)
         np.testing.assert_array_equal(to, best if ids is None else ids[best])
+        np.testing.assert_allclose(after, 0.5 * share, rtol=1e-5)
 
 
 def test_a_chain_goes_on_with_what_it_made() -> None:
@@ -136,27 +140,46 @@ def test_a_chain_goes_on_with_what_it_made() -> None:
     cache = KVCache([CacheLayer(1, 16, "f32")], max_pages=8)
     first = cache.batch([Part(sequence, [1] * (1 + sequence), ahead=3 - sequence) for sequence in range(3)])
 
-    def block(tokens: Any, to: Any, x: Any, step: Any, caches: Any) -> None:
+    def block(tokens: Any, to: Any, before: Any, after: Any, x: Any, step: Any, caches: Any) -> None:
         ops.add(rows(tokens), x)
-        ops.best_tokens(x, None, False, to)
+        ops.best_tokens(x, None, False, to, before, after)
 
     counts = [3, 2, 1]
-    steps = ops.ahead(ops.begin(first), counts, cache.page_size)
+    begun = ops.begin(first)
+    steps = ops.ahead(begun, counts, cache.page_size)
     assert [step.T for step in steps] == counts and [step.highest for step in steps] == [3, 3, 3]
-    program = ops.fused(block, (0, 0, HIDDEN), 1)
+    program = ops.fused(block, (0, 0, 1, 1, HIDDEN), 1)
     assert program is not None
-    x, tokens = random(3, HIDDEN), np.array([2, 5, 7])
-    expected, known = x.copy(), tokens.copy()
-    made = [np.empty(count, np.int64) for count in counts]
-    given = [tokens, *made]
-    passes = [(before[: len(to)], to, x[: len(to)]) for before, to in zip(given, made, strict=False)]
-    program.repeat(passes, steps, cache.layers)
-    for to in made:
-        known = known[: len(to)]
+    before = ops.fused(lambda a, b, c, d, step, caches: None, (1, 1, 1, 1), 1)
+    states, tokens = random(3, HIDDEN), np.array([2, 5, 7])
+
+    def run(least: float) -> tuple[int, list[np.ndarray], list[np.ndarray], np.ndarray]:
+        x, made, chances = states.copy(), np.full((4, 3), -1), np.ones((4, 3), np.float32)
+        made[0] = tokens
+        each = (made, made[1:], chances, chances[1:])
+        sure = [np.ones((6, 1), np.float32)] * 4
+        done = program.chain(before, sure, each, (x,), begun, counts, cache.layers, 3, least)
+        rows = [(made[1 + place, :count], chances[1 + place, :count]) for place, count in enumerate(counts)]
+        return done - 1, [one for one, _ in rows], [one for _, one in rows], x
+
+    done, made, chances, x = run(0.0)
+    assert done == 3
+    expected, known, chance = states.copy(), tokens, np.ones(3)
+    for to, found in zip(made, chances, strict=True):
+        known, chance = known[: len(to)], chance[: len(to)]
         expected[: len(to)] += TABLE[known]
         known = expected[: len(to)].argmax(axis=1)
+        exponentials = np.exp(expected[: len(to)].astype(np.float64))
+        chance = chance * exponentials.max(axis=1) / exponentials.sum(axis=1)
         np.testing.assert_array_equal(to, known)
+        np.testing.assert_allclose(found, chance, rtol=1e-5)
     np.testing.assert_array_equal(x, expected)
+    # It ends behind the first pass of which no row is sure enough.
+    for least, passes in ((1.5 * chances[0].max(), 1), (chances[1].max(), 3), (1.01 * chances[1].max(), 2)):
+        done, ended, _, _ = run(float(least))
+        assert done == passes
+        assert all((one == -1).all() for one in ended[passes:])
+        assert all(np.array_equal(*both) for both in zip(ended[:passes], made, strict=False))
 
 
 def test_what_a_pass_cannot_be_narrowed_to() -> None:

@@ -112,7 +112,8 @@ class _TimedOps:
         self.norm, self.gate, self.argmax = ops.norm, ops.gate, ops.argmax
         self.scale_by_sigmoid, self.add, self.computed = ops.scale_by_sigmoid, ops.add, ops.computed
         self.cut, self.beside, self.assign = ops.cut, ops.beside, ops.assign
-        self.empty, self.narrow, self.ahead, self.best_tokens = ops.empty, ops.narrow, ops.ahead, ops.best_tokens
+        self.empty, self.tokens, self.narrow, self.ahead = ops.empty, ops.tokens, ops.narrow, ops.ahead
+        self.best_tokens = ops.best_tokens
 
     def fused(self, block: Callable[..., None], widths: Sequence[int], caches: int) -> Fused | None:
         program = self._ops.fused(block, widths, caches)

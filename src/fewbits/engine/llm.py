@@ -18,8 +18,8 @@ from fewbits.engine.kvcache import PAGE_SIZE, KVCache, Part
 from fewbits.engine.request import Request, Result, SamplingParams, Speculation
 from fewbits.engine.scheduler import MAX_RUNNING, Scheduler
 from fewbits.engine.speculative.driver import Driver
-from fewbits.engine.speculative.eagle import Eagle
-from fewbits.engine.speculative.lengths import Adaptive, Fixed
+from fewbits.engine.speculative.eagle import LEAST, Eagle
+from fewbits.engine.speculative.lengths import Adaptive, Fixed, Lengths, Whole
 from fewbits.engine.speculative.mtp import Mtp
 from fewbits.engine.speculative.ngram import NGram
 from fewbits.engine.speculative.proposer import Proposer
@@ -105,9 +105,12 @@ class LLM:
         self._scheduler = Scheduler(self._cache.max_pages * PAGE_SIZE, PAGE_SIZE)
         self._driver: Driver | None = None
         if draft is not None:
-            self._driver = Driver(self._proposer(draft), Adaptive() if draft_tokens is None else Fixed(draft_tokens))
+            lengths: Lengths = Adaptive() if self._drafter is None else Whole()
+            if draft_tokens is not None:
+                lengths = Fixed(draft_tokens)
+            self._driver = Driver(self._proposer(draft, counted=draft_tokens is not None), lengths)
 
-    def _proposer(self, draft: str | Path) -> Proposer:
+    def _proposer(self, draft: str | Path, counted: bool) -> Proposer:
         if draft == NGRAM:
             return NGram()
         if draft == MTP:
@@ -120,7 +123,7 @@ class LLM:
                 norm = loaded.ops.norm(loaded.params["model.norm"], model.norm_eps, model.norm_offset)
             return Mtp(modules, len(model.layers), self._mtp_layers(), self._cache.max_pages, loaded.ops, norm)
         assert self._drafter is not None
-        return Eagle(self._drafter, self._cache.max_pages)
+        return Eagle(self._drafter, self._cache.max_pages, 0.0 if counted else LEAST)
 
     def _make_cache(self) -> KVCache:
         layers = self._loaded.cache_layers

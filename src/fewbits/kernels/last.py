@@ -17,7 +17,12 @@ def closed_up(arrays: Sequence[Array], rows: Sequence[int]) -> list[Array]:
     return [array[: len(rows)] for array in arrays]
 
 
-def best_tokens(ops: Ops, logits: Array, ids: NDArray[np.int64] | None, among: bool) -> NDArray[np.int64]:
-    """`Ops.best_tokens` by an `argmax`; int64 [R]."""
-    found: NDArray[np.int64] = ops.argmax(np.ascontiguousarray(logits[:, ids]) if among else logits)
-    return found if ids is None else ids[found]
+def best_tokens(
+    ops: Ops, logits: Array, ids: NDArray[np.int64] | None, among: bool
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """`Ops.best_tokens` by an `argmax`: tokens int64 [R], their probabilities float32 [R]."""
+    some = np.ascontiguousarray(logits[:, ids]) if among else logits
+    found: NDArray[np.int64] = ops.argmax(some)
+    largest = some[np.arange(len(some)), found]
+    share = 1 / np.exp((some - largest[:, np.newaxis]).astype(np.float64)).sum(axis=1)
+    return found if ids is None else ids[found], share.astype(np.float32)

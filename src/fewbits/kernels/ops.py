@@ -139,8 +139,22 @@ class Fused(Protocol):
 
     def __call__(self, *arguments: Any) -> None: ...
 
-    def repeat(self, passes: Sequence[Sequence[Array]], steps: Sequence[Any], caches: Sequence[LayerCache]) -> None:
-        """As many calls, one after the other, each with its arrays and its step."""
+    def chain(
+        self,
+        first: Any,
+        arrays: Sequence[Array],
+        each: Sequence[Array],
+        shared: Sequence[Array],
+        step: Any,
+        rows: Sequence[int],
+        caches: Sequence[LayerCache],
+        chances: int,
+        least: float,
+    ) -> int:
+        """A pass of `first`, another block of the same layers, on `arrays`; and of this one passes `ahead` of its step,
+        each of so many rows: pass i gets array[i] of `each` and the `shared` arrays. They end behind one whose array
+        number `chances`, float32 [T], is nowhere `least` or more. Returns how many there were.
+        """
 
 
 class Ops(Protocol):
@@ -195,6 +209,9 @@ class Ops(Protocol):
     def empty(self, rows: int, width: int) -> Array:
         """An array to be filled."""
 
+    def tokens(self, rows: int, width: int) -> Any:
+        """As `empty`, int64."""
+
     def narrow(self, step: Any, *arrays: Array) -> tuple[Any, ...]:
         """From here on only the rows of the batch's `logit_rows`, which are the last of their sequences: the step that
         they are, and these rows of the arrays, in place at their beginning. Once in a block, and never before keys and
@@ -214,9 +231,10 @@ class Ops(Protocol):
     def cut(self, x: Array, begin: int, end: int, heads: int = 1) -> Array:
         """Channels [begin, end) of each of the `heads` equal parts of a row of x: a new array [T, heads x width]."""
 
-    def best_tokens(self, logits: Array, ids: Any | None, among: bool, to: Array) -> None:
+    def best_tokens(self, logits: Array, ids: Any | None, among: bool, to: Array, before: Array, after: Array) -> None:
         """to, int64 [R], = what `argmax` finds, as tokens: column j is token ids[j], or without `ids` j. `among`: of
-        the columns `ids` alone, which have their tokens' numbers.
+        the columns `ids` alone, which have their tokens' numbers. after, float32 [R], = before x the probability that
+        softmax gives the token.
         """
 
     def argmax(self, logits: Array) -> Any:

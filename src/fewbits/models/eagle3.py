@@ -11,7 +11,7 @@ library's (`layers.0`, the layer's config in an object of its own). Nothing of t
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +34,7 @@ ARCHITECTURES = (
     "Eagle3DraftModel",
 )
 _OF_LISTS = "eagle_aux_hidden_state_layer_ids"
+_CHANCES = 3  # number of that array among those of a pass
 _PARALLEL = "of drafting several tokens at once (P-EAGLE), which fewbits doesn't"
 
 
@@ -252,6 +253,17 @@ class DraftHead:
     whole: bool
 
 
+@dataclass(slots=True, eq=False)
+class Draft:
+    """`tokens` int64 and `chances` float32 [places, R], the latter of a token with all before it; in each place as many
+    are filled as were wanted. `states` [T, H] begin with those that the last place's tokens are made of.
+    """
+
+    tokens: Any
+    chances: Any
+    states: Any
+
+
 class Drafter:
     """A drafter, ready to run. `params` has an entry for every module of `config.modules(params)`, `embedding` is the
     target's or its own.
@@ -279,35 +291,61 @@ class Drafter:
         self._layers = [Layer(layer, names.layer(index), norm, params, ops) for index, layer in further]
         self._norm = ops.norm(params[names.norm], *norm)
         self._head, self._draft_head = Head(head.param), head
-        arrays, layers = (0, 0, config.hidden), len(config.layers)
+        arrays, layers = (0, 0, 1, 1, config.hidden), len(config.layers)
         self._fused = ops.fused(self._run, arrays, layers)
         self._fused_start = ops.fused(self._run_start, (*arrays, *[config.target_hidden] * states), layers)
 
-    def draft(self, batch: Batch, states: Sequence[Any], guesses: Sequence[Any], cache: Cache) -> Any:
-        """Guess the tokens behind the logit rows of a batch, one of each sequence or more, then tokens behind the first
-        so many of these.
+    def draft(
+        self, batch: Batch, states: Sequence[Any], rows: Sequence[int], cache: Cache, least: float = 0.0
+    ) -> Draft:
+        """Guess the tokens behind the logit rows of a batch, one of each sequence or more, and tokens behind these: of
+        place i in a chain so many `rows`, the first of those before; until none has a probability of `least` together
+        with all before it.
 
         `states` are the target's of the tokens before those of the batch, one [T, target_hidden] for each boundary.
-        `guesses` are to be filled: int64 [R] of the logit rows, and for each step behind them no more than for that
-        before. Entries are allocated in `cache`, for further steps too. Returns the drafter's own states, [R, H] in
-        front, the last step's first.
+        Entries are allocated in `cache`, for further places too.
         """
-        first, *further = guesses
-        step = self.ops.begin(batch)
-        x = self.ops.empty(len(batch.token_ids), self.config.hidden)
-        (self._fused_start or self._run_start)(batch.token_ids, first, x, *states, step, cache.layers)
-        if further:
-            known = zip(guesses, further, strict=False)
-            passes = [(tokens[: len(to)], to, x[: len(to)]) for tokens, to in known]
-            steps = self.ops.ahead(step, [len(to) for to in further], cache.layers[0].page_size)
-            if self._fused is not None:
-                self._fused.repeat(passes, steps, cache.layers)
-            else:
-                for arrays, step in zip(passes, steps, strict=True):
-                    self._run(*arrays, step, cache.layers)
-        return x
+        ops, first = self.ops, rows[0]
+        step, x = ops.begin(batch), ops.empty(len(batch.token_ids), self.config.hidden)
+        tokens, chances = ops.tokens(len(rows), first), ops.empty(len(rows) + 1, first)
+        chances[0] = 1
+        given = (batch.token_ids, tokens[0], chances[0], chances[1], x, *states)
+        each, further = (tokens, tokens[1:], chances[1:], chances[2:]), rows[1:]
+        if self._fused is None or self._fused_start is None:
+            done = self._one_by_one(given, each, x, step, further, cache, least)
+        elif further:
+            layers = cache.layers
+            done = self._fused.chain(self._fused_start, given, each, (x,), step, further, layers, _CHANCES, least)
+        else:
+            done = 1
+            self._fused_start(*given, step, cache.layers)
+        return Draft(tokens[:done], chances[1 : 1 + done], x)
 
-    def _run_start(self, tokens: Any, guesses: Any, x: Any, *arguments: Any) -> None:
+    def _one_by_one(
+        self,
+        given: Sequence[Any],
+        each: Sequence[Any],
+        x: Any,
+        step: Any,
+        rows: Sequence[int],
+        cache: Cache,
+        least: float,
+    ) -> int:
+        """`Fused.chain` without it."""
+        start: Callable[..., None] = self._run_start
+        run: Callable[..., None] = self._run
+        start(*given, step, cache.layers)
+        steps = self.ops.ahead(step, rows, cache.layers[0].page_size)
+        sure, done = given[_CHANCES], 1
+        for place, (count, ahead) in enumerate(zip(rows, steps, strict=True)):
+            if least and not sure.max() >= least:
+                break
+            arrays = [array[place][:count] for array in each]
+            run(*arrays, x[:count], ahead, cache.layers)
+            sure, done = arrays[_CHANCES], done + 1
+        return done
+
+    def _run_start(self, tokens: Any, guesses: Any, before: Any, after: Any, x: Any, *arguments: Any) -> None:
         """x is overwritten."""
         *states, step, caches = arguments
         if self._norms:
@@ -315,9 +353,11 @@ class Drafter:
         together = self.ops.beside(*states)
         (state,) = self._fc(together if self._before_fc is None else self._before_fc(together))
         self.ops.assign(state, x)
-        self._run(tokens, guesses, x, step, caches)
+        self._run(tokens, guesses, before, after, x, step, caches)
 
-    def _run(self, tokens: Any, guesses: Any, x: Any, step: Any, caches: Sequence[LayerCache]) -> None:
+    def _run(
+        self, tokens: Any, guesses: Any, before: Any, after: Any, x: Any, step: Any, caches: Sequence[LayerCache]
+    ) -> None:
         """x holds the state, and afterwards that of the logit rows in front. The first layer's attention takes in the
         embedding beside the state's norm.
         """
@@ -336,4 +376,4 @@ class Drafter:
         if self.config.norm_output:
             ops.assign(behind, x)
             behind = x
-        ops.best_tokens(self._head(behind), self._draft_head.ids, self._draft_head.whole, guesses)
+        ops.best_tokens(self._head(behind), self._draft_head.ids, self._draft_head.whole, guesses, before, after)

@@ -10,12 +10,16 @@ from __future__ import annotations
 import bisect
 from collections import deque
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 MOST = 8  # draft tokens of a request, where nobody asks for a number
 
 _MEMORY = 0.95  # what a round leaves of the weight of those before it: some twenty count, tried or not
 _PRIOR_RATE, _PRIOR_ROUNDS = 0.6, 2.0  # of acceptance, before anything was seen
+WHOLE = 6  # where the proposer ends drafts itself
+_TRIED = 2  # draft tokens of a trial there
+_PATIENCE, _SHOWN = 0.5, 2.0  # plain passes' time: that drafts may lose before they rest; that shows that they pay
+_LATELY = 0.98  # what a pass leaves of the weight of those before it, in what drafts gained
 _TIMES = 5  # of passes of a size that are kept; their median counts
 _TRIAL = 2  # passes with one draft token each, which show whether drafting pays again
 _REST = (8, 512)  # passes before drafting is tried again, where it didn't pay: twice as many each time
@@ -145,14 +149,16 @@ class Times:
         return size in self._seconds
 
 
-class Adaptive:
-    """As many as raise tokens a second, none where none does."""
+class _Paying:
+    """Drafts as long as that pays, rests where it doesn't, and tries again. `_wanted` says what pays."""
 
-    def __init__(self, most: int = MOST) -> None:
+    _timing: ClassVar[int] = 1  # of so many passes with drafts one is timed
+
+    def __init__(self, most: int) -> None:
         self._most = most
-        self._all = Acceptance()
-        self._each: dict[int, Acceptance] = {}
-        self._passes, self._drafting = Times(), Times()
+        self._passes, self._drafting = Times(), Times()  # at the pace that passes had when they were first timed
+        self._paces: deque[float] = deque(maxlen=_TIMES)
+        self._pace = 1.0  # how long passes take now, beside that
         self._drafted = 0  # passes in a row
         self._trial = _TRIAL  # passes left of it
         self._resting, self._rest = 0, _REST[0]  # passes left, and of the next rest
@@ -160,13 +166,87 @@ class Adaptive:
         self._gained = 0  # draft tokens that it accepted
         self._spent = self._lost = 0.0  # seconds, and how many of them drafts took beyond what they gained
 
+    def _wanted(self, most: Mapping[int, int]) -> dict[int, int]:
+        """Draft tokens for each sequence, where they pay."""
+        raise NotImplementedError
+
+    def _shown(self) -> bool:
+        """Whether drafts pay by what was seen, not only by what was hoped."""
+        return not self._trial
+
     def choose(self, room: Mapping[int, int]) -> dict[int, int]:
         sequences = self._sequences = len(room)
         self._gained = 0
         most = {sequence: min(self._most, its) for sequence, its in room.items()}
-        if self._resting or sequences not in self._passes or self._drafted >= _REFRESH:
-            return dict.fromkeys(room, 0)
-        chosen = dict.fromkeys(room, 0)
+        none = dict.fromkeys(room, 0)
+        if self._resting or sequences not in self._passes or self._drafted >= _REFRESH or not any(most.values()):
+            return none
+        wanted = self._wanted(most)
+        if any(wanted.values()):
+            if self._shown():
+                self._rest = _REST[0]
+            return wanted
+        if self._trial:
+            return {sequence: min(1, its) for sequence, its in most.items()}
+        self._resting, self._rest = self._rest, min(2 * self._rest, _REST[1])
+        return none
+
+    def accepted(self, sequence: int, drafted: int, accepted: int) -> None:
+        self._gained += accepted
+
+    def timed(self, tokens: int, drafts: int, seconds: float, drafting: float) -> None:
+        timing = not (self._resting % _SELDOM if self._resting else self._drafted % self._timing)
+        if timing:
+            # A machine that others share may be half as fast a second later: what is known of other sizes then is, too.
+            if tokens in self._passes:
+                self._paces.append(seconds / self._passes.at(tokens))
+                self._pace = sorted(self._paces)[len(self._paces) // 2]
+            self._passes.add(tokens, seconds / self._pace)
+        self._spent = _RECENT * self._spent + seconds + drafting
+        self._lost *= _RECENT
+        self._drafted = self._drafted + 1 if drafts else 0
+        if drafts:
+            if timing:
+                self._drafting.add(drafts, drafting / self._pace)
+            self._trial = max(self._trial - 1, 0)
+            plain = self._passes.at(self._sequences) * self._pace
+            lost = seconds + drafting - (1 + self._gained / self._sequences) * plain
+            self._lost = max(self._lost + lost, 0.0)
+            self._count(lost / plain)
+        if self._resting:
+            self._resting -= 1
+            if not self._resting:
+                self._try_again()
+
+    def _count(self, lost: float) -> None:
+        """A pass with drafts lost so many plain passes' time, or gained it."""
+
+    def forget(self, sequence: int) -> None:
+        pass
+
+    def wake(self) -> None:
+        if not self._resting or self._lost <= _WASTE * self._spent:
+            self._try_again()
+
+    def _try_again(self) -> None:
+        self._resting, self._trial = 0, _TRIAL
+
+    @property
+    def resting(self) -> int:
+        return self._resting
+
+
+class Adaptive(_Paying):
+    """As many as raise tokens a second, none where none does: for proposers that draft as many as they are asked."""
+
+    def __init__(self, most: int = MOST) -> None:
+        super().__init__(most)
+        self._all = Acceptance()
+        self._each: dict[int, Acceptance] = {}
+
+    def _wanted(self, most: Mapping[int, int]) -> dict[int, int]:
+        sequences = len(most)
+        chosen = dict.fromkeys(most, 0)
         best = chosen.copy()
         expected, longest = float(sequences), 0
         rate = expected / self._passes.at(sequences)
@@ -177,13 +257,6 @@ class Adaptive:
             seconds = self._passes.at(sequences + count) + self._drafting.at(longest)
             if expected / seconds > rate:
                 rate, best = expected / seconds, chosen.copy()
-        if any(best.values()):
-            if not self._trial:  # it pays by what was seen, not only by what was hoped
-                self._rest = _REST[0]
-            return best
-        if self._trial:
-            return {sequence: min(1, its) for sequence, its in most.items()}
-        self._resting, self._rest = self._rest, min(2 * self._rest, _REST[1])
         return best
 
     def _chances(self, most: Mapping[int, int]) -> Sequence[tuple[float, int]]:
@@ -201,40 +274,49 @@ class Adaptive:
         return [(chance, sequence) for chance, _, sequence in chances]
 
     def accepted(self, sequence: int, drafted: int, accepted: int) -> None:
+        super().accepted(sequence, drafted, accepted)
         if sequence not in self._each:
             self._each[sequence] = Acceptance(self._all)
-        self._gained += accepted
         self._each[sequence].add(drafted, accepted)
         self._all.add(drafted, accepted)
-
-    def timed(self, tokens: int, drafts: int, seconds: float, drafting: float) -> None:
-        if self._resting % _SELDOM == 0:
-            self._passes.add(tokens, seconds)
-        self._spent = _RECENT * self._spent + seconds + drafting
-        self._lost *= _RECENT
-        self._drafted = self._drafted + 1 if drafts else 0
-        if drafts:
-            self._drafting.add(drafts, drafting)
-            self._trial = max(self._trial - 1, 0)
-            saved = (1 + self._gained / self._sequences) * self._passes.at(self._sequences)
-            self._lost = max(self._lost + seconds + drafting - saved, 0.0)
-        if self._resting:
-            self._resting -= 1
-            if not self._resting:
-                self._try_again()
 
     def forget(self, sequence: int) -> None:
         self._each.pop(sequence, None)
 
-    def wake(self) -> None:
-        if not self._resting or self._lost <= _WASTE * self._spent:
-            self._try_again()
-
     def _try_again(self) -> None:
-        self._resting, self._trial = 0, _TRIAL
+        super()._try_again()
         for acceptance in (self._all, *self._each.values()):
             acceptance.fade()
 
-    @property
-    def resting(self) -> int:
-        return self._resting
+
+class Whole(_Paying):
+    """Always as many, or none where these don't pay: for proposers that end a draft where they aren't sure, and so have
+    an easy text's long drafts and a hard one's short ones of their own.
+
+    What passes gain by drafts is averaged: no position and no length is judged by itself.
+    """
+
+    _timing = 4  # the example feels the 3 us
+
+    def __init__(self, most: int = WHOLE) -> None:
+        super().__init__(most)
+        self._balance = 0.0  # of late, in plain passes' time
+
+    def _wanted(self, most: Mapping[int, int]) -> dict[int, int]:
+        if self._trial:
+            return {sequence: min(_TRIED, its) for sequence, its in most.items()}
+        return dict(most) if self._balance > -_PATIENCE else {}
+
+    def _shown(self) -> bool:
+        return not self._trial and self._balance > _SHOWN
+
+    def _count(self, lost: float) -> None:
+        self._balance = _LATELY * self._balance - min(lost, 1.0)  # a prompt that was taken in says nothing
+
+    def wake(self) -> None:
+        if self._resting and self._lost <= _WASTE * self._spent:
+            self._try_again()
+
+    def _try_again(self) -> None:
+        super()._try_again()
+        self._balance = 0.0

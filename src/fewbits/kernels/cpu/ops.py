@@ -117,6 +117,9 @@ class CpuOps:
     def empty(self, rows: int, width: int) -> Array:
         return empty(rows, width)
 
+    def tokens(self, rows: int, width: int) -> Array:
+        return np.empty((rows, width), np.int64)
+
     def narrow(self, step: Any, *arrays: Operand) -> tuple[Any, ...]:
         program = program_of(arrays[0])
         if program is not None:
@@ -144,11 +147,14 @@ class CpuOps:
         steps: list[Any] = step.ahead(rows, page_size)
         return steps
 
-    def best_tokens(self, logits: Operand, ids: Array | None, among: bool, to: Operand) -> None:
+    def best_tokens(
+        self, logits: Operand, ids: Array | None, among: bool, to: Operand, before: Operand, after: Operand
+    ) -> None:
         if isinstance(logits, Traced):
-            logits.program.best(logits, [] if ids is None else ids.tolist(), among, to)
+            logits.program.best(logits, [] if ids is None else ids.tolist(), among, to, before, after)
         else:
-            to[:] = best_tokens(self, logits, ids, among)
+            to[:], share = best_tokens(self, logits, ids, among)
+            np.multiply(before, share, after)
 
     def argmax(self, logits: Array) -> Array:
         R, V = logits.shape

@@ -152,8 +152,8 @@ class Program:
         self._step(self._native.embed, table.table, tokens, y)
         return y
 
-    def best(self, logits: Traced, ids: Sequence[int], among: bool, to: Traced) -> None:
-        self._step(self._native.best, logits, logits.shape[1], ids, among, to)
+    def best(self, logits: Traced, ids: Sequence[int], among: bool, to: Traced, before: Traced, after: Traced) -> None:
+        self._step(self._native.best, logits, logits.shape[1], ids, among, to, before, after)
 
     def narrow(self, values: Sequence[Traced]) -> None:
         widths = [value.shape[1] for value in values]
@@ -170,16 +170,50 @@ class Program:
 
     def __call__(self, *arguments: Any) -> None:
         *arrays, step, caches = arguments
-        self.repeat([arrays], [step], caches)
+        inputs = [_address(array) for array in arrays]
+        memory = empty(step.T, sum(self._widths))
+        native = self._native_caches(caches)
+        self._native.run(inputs, _address(memory), step, native, self._rotations(step.highest), self._times)
 
-    def repeat(self, passes: Sequence[Sequence[Array]], steps: Sequence[Any], caches: Sequence[Any]) -> None:
-        """As that many calls, one after the other: each has its arrays and its step."""
-        rows = max([step.T for step in steps], default=0)
-        highest = max([step.highest for step in steps], default=0)
-        memory = empty(rows, sum(self._widths))  # the last rows are no more than all
+    def chain(
+        self,
+        first: Any,
+        arrays: Sequence[Array],
+        each: Sequence[Array],
+        shared: Sequence[Array],
+        step: Any,
+        rows: Sequence[int],
+        caches: Sequence[Any],
+        chances: int,
+        least: float,
+    ) -> int:
+        """`ops.Fused.chain`; both blocks have the same rotations."""
+        inputs = [(_address(array), array.strides[0]) for array in each] + [(_address(array), 0) for array in shared]
+        memory = empty(step.T, max(sum(self._widths), sum(first._widths)))  # no further pass has more rows
+        return self._native.chain(
+            first._native,
+            [_address(array) for array in arrays],
+            inputs,
+            _address(memory),
+            step,
+            rows,
+            caches[0].page_size,
+            self._native_caches(caches),
+            self._rotations(step.highest + len(rows)),
+            self._times,
+            first._times,
+            chances,
+            least,
+        )
+
+    def _native_caches(self, caches: Sequence[Any]) -> list[Any]:
+        return [one.of(cache) for one, cache in zip(self._caches, caches, strict=True)]
+
+    def _rotations(self, highest: int) -> list[tuple[int, int]]:
+        """Addresses of cosines and sines up to a position."""
         tables = [table.upto(highest) for table in self._tables]
-        rotations = [(_address(cos), _address(sin)) for cos, sin in tables]
-        times = 0 if self.nanoseconds is None else _address(self.nanoseconds)
-        inputs = [[_address(array) for array in arrays] for arrays in passes]
-        native = [one.of(cache) for one, cache in zip(self._caches, caches, strict=True)]
-        self._native.run(inputs, _address(memory), steps, native, rotations, times)
+        return [(_address(cos), _address(sin)) for cos, sin in tables]
+
+    @property
+    def _times(self) -> int:
+        return 0 if self.nanoseconds is None else _address(self.nanoseconds)

@@ -295,6 +295,9 @@ class ReferenceOps:
     def empty(self, rows: int, width: int) -> Array:
         return np.empty((rows, width), np.float32)
 
+    def tokens(self, rows: int, width: int) -> Array:
+        return np.empty((rows, width), np.int64)
+
     def narrow(self, step: Step, *arrays: Array) -> tuple[Any, ...]:
         return (step.of_last(), *closed_up(arrays, step.batch.logit_rows.tolist()))
 
@@ -333,5 +336,8 @@ class ReferenceOps:
             )
         return steps
 
-    def best_tokens(self, logits: Array, ids: Array | None, among: bool, to: Array) -> None:
-        to[:] = best_tokens(self, logits, ids, among)
+    def best_tokens(
+        self, logits: Array, ids: Array | None, among: bool, to: Array, before: Array, after: Array
+    ) -> None:
+        to[:], share = best_tokens(self, logits, ids, among)
+        np.multiply(before, share, after)
