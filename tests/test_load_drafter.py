@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from drafters import DRAFTERS, NAMES, TARGET, Tensors, changed, draft_of, drafte
 from safetensors.numpy import load_file
 
 from fewbits.draft_plan import plan_draft
+from fewbits.engine.kvcache import KVCache, Part
 from fewbits.errors import FewbitsError, PlanError
 from fewbits.kernels.ops import Ops
 from fewbits.kernels.reference.ops import ReferenceOps
@@ -95,6 +97,53 @@ def test_a_draft_in_one_call_is_that_of_its_operations(name: str, native: Loaded
             for target in (native, watched(native)[0])
         )
         assert in_one[0] == one_by_one[0] and np.array_equal(in_one[1], one_by_one[1])
+
+
+def with_layers(folder: Path, count: int) -> Path:
+    """A drafter whose further layers are its first one's halves that read the state."""
+
+    def add(tensors: Tensors) -> None:
+        hidden = len(tensors["norm.weight"])
+        first = {name: tensor for name, tensor in tensors.items() if name.startswith("midlayer.")}
+        for layer in range(1, count):
+            for name, tensor in first.items():
+                narrow = (
+                    tensor[:, hidden:].copy()
+                    if name.endswith(("q_proj.weight", "k_proj.weight", "v_proj.weight"))
+                    else tensor
+                )
+                if "hidden_norm" not in name:
+                    tensors[name.replace("midlayer", f"layers.{layer}")] = narrow
+
+    return changed(folder, change=add, num_hidden_layers=count)
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3])
+def test_rows_that_only_catch_up_leave_keys_and_values_of_every_layer(
+    layers: int, native: Loaded, tmp_path: Path
+) -> None:
+    """A draft is the same whether rows were read with it or before, and as the reference says; for several layers too,
+    of which all but the last compute every row.
+    """
+    folder, known = with_layers(tmp_path / "drafter", layers), expected("bf16")
+    reference = load(TARGET, ops=ReferenceOps())
+    results = []
+    for target in (native, watched(native)[0], reference):
+        loaded = load_drafter(folder, target, allow_reference=True)
+        whole = draft_of(loaded, known, [1, 1, 1])
+        states = [np.ascontiguousarray(part) for part in np.split(known["states"], 3, axis=1)]
+        tokens = known["tokens"].tolist()
+        cache = KVCache([replace(layer, dtype="f32") for layer in loaded.cache_layers], max_pages=8)
+        for begin, end, rows in ((0, 2, [0]), (2, len(tokens), [1, 1, 1])):
+            part = Part(0, tokens[begin:end], rows[0], ahead=len(rows) - 1)
+            draft = loaded.drafter.draft(cache.batch([part]), [state[begin:end] for state in states], rows, cache)
+        np.testing.assert_array_equal(draft.tokens, whole.tokens)
+        np.testing.assert_array_equal(draft.chances, whole.chances)
+        results.append(whole)
+    np.testing.assert_array_equal(results[0].tokens, results[1].tokens)
+    np.testing.assert_array_equal(results[0].states[:1], results[1].states[:1])
+    assert results[0].tokens[0] == results[2].tokens[0]  # the rounding of inputs adds up in those behind it
+    np.testing.assert_allclose(results[0].chances[0], results[2].chances[0], rtol=0.1)
 
 
 @pytest.mark.parametrize("name", ["bf16", "w4a16-asym-head"])
