@@ -185,7 +185,7 @@ class Drafter(nn.Module):
 
 
 def loss_of(drafter: Drafter, target: Llama, window: Tensor) -> Tensor:
-    """Cross-entropy to what the target says, over the draft vocabulary; window [rows, length + STEPS + 1]."""
+    """Cross-entropy to what the target says, sharpened, of the draft vocabulary; window [rows, length + STEPS + 1]."""
     length = window.shape[1] - STEPS - 1
     states, said = states_of(target, window[:, :-1])
     tokens = [window[:, 2 + step : 2 + step + length] for step in range(STEPS - 1)]

@@ -34,9 +34,11 @@ void argmax(const float* x, int64_t R, int64_t V, int64_t* columns);
 // The tokens of these, and after = before times the probability that softmax gives them. Column j
 // is token ids[j], or where there are none j. `among`: of the columns `ids` alone, which have their
 // tokens' numbers.
-void check_columns(int64_t V, const std::vector<int64_t>& ids, bool among);  // or throws
 void best_tokens(const float* x, int64_t R, int64_t V, const std::vector<int64_t>& ids, bool among,
                  int64_t* tokens, const float* before, float* after);
+
+// Throws std::invalid_argument where rows of V numbers don't have these columns.
+void check_columns(int64_t V, const std::vector<int64_t>& ids, bool among);
 
 // One row, in the calling thread.
 void rms_norm_row(const float* x, const float* weight, float* y, int64_t H, float eps,

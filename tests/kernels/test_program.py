@@ -19,7 +19,7 @@ from fewbits.kernels.batch import CacheLayer
 from fewbits.kernels.cpu import embedding as cpu_embedding
 from fewbits.kernels.cpu.ops import CpuOps
 from fewbits.kernels.cpu.program import labelled
-from fewbits.kernels.ops import Activation, Chosen, Routing
+from fewbits.kernels.ops import Activation, Chain, Chosen, Routing
 
 HEADS = 4
 WIDTHS = (HEADS, 2 * HEADS, 5 * HEADS, 16 * HEADS)
@@ -158,7 +158,7 @@ def test_a_chain_goes_on_with_what_it_made() -> None:
         made[0] = tokens
         each = (made, made[1:], chances, chances[1:])
         sure = [np.ones((6, 1), np.float32)] * 4
-        done = program.chain(before, sure, each, (x,), begun, counts, cache.layers, 3, least)
+        done = program.chain(before, Chain(sure, each, (x,), counts, 3, least), begun, cache.layers)
         rows = [(made[1 + place, :count], chances[1 + place, :count]) for place, count in enumerate(counts)]
         return done - 1, [one for one, _ in rows], [one for _, one in rows], x
 

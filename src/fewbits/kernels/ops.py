@@ -134,26 +134,27 @@ class Latents(Protocol):
         """(queries [T, heads x key] → [T, heads x rank], [T, heads x rank] → values [T, heads x value])."""
 
 
+class Chain(NamedTuple):
+    """A pass on arrays and passes that follow it, each of so many `rows`: pass i gets array[i] of `each` and the
+    `shared` arrays. They end behind one whose array number `chances`, float32 [T], is nowhere `least` or more.
+    """
+
+    arrays: Sequence[Any]
+    each: Sequence[Any]
+    shared: Sequence[Any]
+    rows: Sequence[int]
+    chances: int
+    least: float
+
+
 class Fused(Protocol):
     """A block that is one call."""
 
     def __call__(self, *arguments: Any) -> None: ...
 
-    def chain(
-        self,
-        first: Any,
-        arrays: Sequence[Array],
-        each: Sequence[Array],
-        shared: Sequence[Array],
-        step: Any,
-        rows: Sequence[int],
-        caches: Sequence[LayerCache],
-        chances: int,
-        least: float,
-    ) -> int:
-        """A pass of `first`, another block of the same layers, on `arrays`; and of this one passes `ahead` of its step,
-        each of so many rows: pass i gets array[i] of `each` and the `shared` arrays. They end behind one whose array
-        number `chances`, float32 [T], is nowhere `least` or more. Returns how many there were.
+    def chain(self, first: Any, chain: Chain, step: Any, caches: Sequence[LayerCache]) -> int:
+        """A pass of `first`, another block of the same layers, and of this one those behind it, `ahead` of its step.
+        Returns how many there were.
         """
 
 

@@ -18,7 +18,7 @@ from typing import Any
 from fewbits.checkpoint.config import Config, shorten
 from fewbits.errors import PlanError
 from fewbits.kernels.batch import Batch, Cache, CacheDtype, CacheLayer, LayerCache
-from fewbits.kernels.ops import Ops
+from fewbits.kernels.ops import Chain, Ops
 from fewbits.models.configure import decoder, dense, flag, layer_types, size, unsupported
 from fewbits.models.decoder import DecoderConfig
 from fewbits.models.layer import Layer, LayerConfig
@@ -310,39 +310,30 @@ class Drafter:
         tokens, chances = ops.tokens(len(rows), first), ops.empty(len(rows) + 1, first)
         chances[0] = 1
         given = (batch.token_ids, tokens[0], chances[0], chances[1], x, *states)
-        each, further = (tokens, tokens[1:], chances[1:], chances[2:]), rows[1:]
+        each = (tokens, tokens[1:], chances[1:], chances[2:])
+        chain = Chain(given, each, (x,), rows[1:], _CHANCES, least)
         if self._fused is None or self._fused_start is None:
-            done = self._one_by_one(given, each, x, step, further, cache, least)
-        elif further:
-            layers = cache.layers
-            done = self._fused.chain(self._fused_start, given, each, (x,), step, further, layers, _CHANCES, least)
+            done = self._one_by_one(chain, step, cache)
+        elif chain.rows:
+            done = self._fused.chain(self._fused_start, chain, step, cache.layers)
         else:
             done = 1
             self._fused_start(*given, step, cache.layers)
         return Draft(tokens[:done], chances[1 : 1 + done], x)
 
-    def _one_by_one(
-        self,
-        given: Sequence[Any],
-        each: Sequence[Any],
-        x: Any,
-        step: Any,
-        rows: Sequence[int],
-        cache: Cache,
-        least: float,
-    ) -> int:
+    def _one_by_one(self, chain: Chain, step: Any, cache: Cache) -> int:
         """`Fused.chain` without it."""
         start: Callable[..., None] = self._run_start
         run: Callable[..., None] = self._run
-        start(*given, step, cache.layers)
-        steps = self.ops.ahead(step, rows, cache.layers[0].page_size)
-        sure, done = given[_CHANCES], 1
-        for place, (count, ahead) in enumerate(zip(rows, steps, strict=True)):
-            if least and not sure.max() >= least:
+        start(*chain.arrays, step, cache.layers)
+        steps = self.ops.ahead(step, chain.rows, cache.layers[0].page_size)
+        sure, done = chain.arrays[chain.chances], 1
+        for place, (count, ahead) in enumerate(zip(chain.rows, steps, strict=True)):
+            if chain.least and not sure.max() >= chain.least:
                 break
-            arrays = [array[place][:count] for array in each]
-            run(*arrays, x[:count], ahead, cache.layers)
-            sure, done = arrays[_CHANCES], done + 1
+            arrays = [array[place][:count] for array in chain.each]
+            run(*arrays, *[array[:count] for array in chain.shared], ahead, cache.layers)
+            sure, done = arrays[chain.chances], done + 1
         return done
 
     def _run_start(self, tokens: Any, guesses: Any, before: Any, after: Any, x: Any, *arguments: Any) -> None:

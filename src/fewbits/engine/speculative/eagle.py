@@ -67,8 +67,8 @@ class Eagle:
                     self._cache.truncate(request.sequence, length)
         tokens, chances = draft.tokens.T.tolist(), draft.chances.T.tolist()
         for (request, count), its, sure in zip(ready, tokens, chances, strict=True):
-            least = sum(chance >= self._least for chance in sure[1:count]) if self._least else count
-            request.draft_ids = its[:1] + its[1:count][:least]
+            further = zip(its[1:count], sure[1:count], strict=True)
+            request.draft_ids = its[:1] + [token for token, chance in further if chance >= self._least]
 
     def _follows(self, request: Request) -> bool:
         sequence = self._sequences.get(request.sequence)

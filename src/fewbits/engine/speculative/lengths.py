@@ -2,7 +2,8 @@
 
 A draft token is worth its time if it raises the tokens that are to be expected of a pass by more than the time that the
 pass and its drafting take. Both are known from the passes before: how often a draft's i-th token was accepted when
-those before it were, and how long passes of so many tokens took. What is chosen changes when tokens come, never which.
+those before it were, and how long passes of so many tokens took. Where a proposer itself ends drafts of which it isn't
+sure, what passes gain on the whole says whether drafting pays. What is chosen changes when tokens come, never which.
 """
 
 from __future__ import annotations
@@ -13,15 +14,15 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar, Protocol
 
 MOST = 8  # draft tokens of a request, where nobody asks for a number
+WHOLE = 6  # and the proposer itself ends drafts
 
 _MEMORY = 0.95  # what a round leaves of the weight of those before it: some twenty count, tried or not
 _PRIOR_RATE, _PRIOR_ROUNDS = 0.6, 2.0  # of acceptance, before anything was seen
-WHOLE = 6  # where the proposer ends drafts itself
-_TRIED = 2  # draft tokens of a trial there
+_TRIED = 2  # draft tokens of a trial's passes, of proposers that end drafts themselves
 _PATIENCE, _SHOWN = 0.5, 2.0  # plain passes' time: that drafts may lose before they rest; that shows that they pay
 _LATELY = 0.98  # what a pass leaves of the weight of those before it, in what drafts gained
 _TIMES = 5  # of passes of a size that are kept; their median counts
-_TRIAL = 2  # passes with one draft token each, which show whether drafting pays again
+_TRIAL = 2  # passes with few draft tokens, which show whether drafting pays again
 _REST = (8, 512)  # passes before drafting is tried again, where it didn't pay: twice as many each time
 _FADED = 0.25  # what is left of what was known of acceptance before a rest
 _WASTE = 0.01  # of the time, that drafting may have cost before new requests are no reason to try it
@@ -156,7 +157,7 @@ class _Paying:
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self._passes, self._drafting = Times(), Times()  # at the pace that passes had when they were first timed
+        self._passes = Times()  # at the pace that passes had when they were first timed
         self._paces: deque[float] = deque(maxlen=_TIMES)
         self._pace = 1.0  # how long passes take now, beside that
         self._drafted = 0  # passes in a row
@@ -206,20 +207,18 @@ class _Paying:
         self._lost *= _RECENT
         self._drafted = self._drafted + 1 if drafts else 0
         if drafts:
-            if timing:
-                self._drafting.add(drafts, drafting / self._pace)
             self._trial = max(self._trial - 1, 0)
             plain = self._passes.at(self._sequences) * self._pace
             lost = seconds + drafting - (1 + self._gained / self._sequences) * plain
             self._lost = max(self._lost + lost, 0.0)
-            self._count(lost / plain)
+            self._count(drafts, drafting / self._pace, lost / plain)
         if self._resting:
             self._resting -= 1
             if not self._resting:
                 self._try_again()
 
-    def _count(self, lost: float) -> None:
-        """A pass with drafts lost so many plain passes' time, or gained it."""
+    def _count(self, drafts: int, drafting: float, lost: float) -> None:
+        """Drafting so many tokens took so long, and with it the pass lost so many plain passes' time, or gained it."""
 
     def forget(self, sequence: int) -> None:
         pass
@@ -241,6 +240,7 @@ class Adaptive(_Paying):
 
     def __init__(self, most: int = MOST) -> None:
         super().__init__(most)
+        self._drafting = Times()
         self._all = Acceptance()
         self._each: dict[int, Acceptance] = {}
 
@@ -272,6 +272,9 @@ class Adaptive(_Paying):
                 chances.append((chance, position, sequence))
         chances.sort(key=lambda one: (-one[0], one[1]))
         return [(chance, sequence) for chance, _, sequence in chances]
+
+    def _count(self, drafts: int, drafting: float, lost: float) -> None:
+        self._drafting.add(drafts, drafting)
 
     def accepted(self, sequence: int, drafted: int, accepted: int) -> None:
         super().accepted(sequence, drafted, accepted)
@@ -310,7 +313,7 @@ class Whole(_Paying):
     def _shown(self) -> bool:
         return not self._trial and self._balance > _SHOWN
 
-    def _count(self, lost: float) -> None:
+    def _count(self, drafts: int, drafting: float, lost: float) -> None:
         self._balance = _LATELY * self._balance - min(lost, 1.0)  # a prompt that was taken in says nothing
 
     def wake(self) -> None:

@@ -18,6 +18,7 @@ import numpy as np
 from fewbits import _native
 from fewbits.kernels.cpu.arrays import Array, Rows, Traced, Untraceable, empty
 from fewbits.kernels.cpu.attention import NativeCache
+from fewbits.kernels.ops import Chain
 from fewbits.kernels.rope import RopeTable
 
 _address = _native.address
@@ -175,35 +176,25 @@ class Program:
         native = self._native_caches(caches)
         self._native.run(inputs, _address(memory), step, native, self._rotations(step.highest), self._times)
 
-    def chain(
-        self,
-        first: Any,
-        arrays: Sequence[Array],
-        each: Sequence[Array],
-        shared: Sequence[Array],
-        step: Any,
-        rows: Sequence[int],
-        caches: Sequence[Any],
-        chances: int,
-        least: float,
-    ) -> int:
+    def chain(self, first: Any, chain: Chain, step: Any, caches: Sequence[Any]) -> int:
         """`ops.Fused.chain`; both blocks have the same rotations."""
-        inputs = [(_address(array), array.strides[0]) for array in each] + [(_address(array), 0) for array in shared]
+        inputs = [(_address(array), array.strides[0]) for array in chain.each]
+        inputs += [(_address(array), 0) for array in chain.shared]
         memory = empty(step.T, max(sum(self._widths), sum(first._widths)))  # no further pass has more rows
         return self._native.chain(
             first._native,
-            [_address(array) for array in arrays],
+            [_address(array) for array in chain.arrays],
             inputs,
             _address(memory),
             step,
-            rows,
+            chain.rows,
             caches[0].page_size,
             self._native_caches(caches),
-            self._rotations(step.highest + len(rows)),
+            self._rotations(step.highest + len(chain.rows)),
             self._times,
             first._times,
-            chances,
-            least,
+            chain.chances,
+            chain.least,
         )
 
     def _native_caches(self, caches: Sequence[Any]) -> list[Any]:
