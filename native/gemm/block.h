@@ -73,6 +73,15 @@ struct Ahead {
   FEWBITS_MEMBER const uint32_t* first() const {
     return words < border ? words : next + (words - border);
   }
+
+  // Asks for what is at `at`, `whole` or its first line, and returns what to ask for next.
+  FEWBITS_MEMBER const uint32_t* ask(const uint32_t* at, bool whole) const {
+    _mm_prefetch(at, _MM_HINT_T1);
+    if (whole) {
+      for (int i = 1; i < kPanelLines; ++i) _mm_prefetch(at + i * kLineRows, _MM_HINT_T1);
+    }
+    return at + stride == border ? next : at + stride;
+  }
 };
 
 // Of a pass that is all that a block gets.

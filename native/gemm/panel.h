@@ -76,13 +76,8 @@ FEWBITS_INLINE void multiply_span(Place& at, int64_t count, int64_t x_stride, co
   const uint32_t* const end = at.line + count * (decoded ? kSteps : 1) * kPanelRows;
   // The loop's first pass is unconditional: with a way around it GCC keeps the sums in memory.
   do {
-    _mm_prefetch(at.ahead, _MM_HINT_T1);
     // Where codes were decoded once, rows are so many that a line each time is enough.
-    if (!decoded && ahead.all) {
-      for (int i = 1; i < kPanelLines; ++i) _mm_prefetch(at.ahead + i * kLineRows, _MM_HINT_T1);
-    }
-    at.ahead += ahead.stride;
-    if (at.ahead == ahead.border) at.ahead = ahead.next;
+    at.ahead = ahead.ask(at.ahead, !decoded && ahead.all);
     if constexpr (decoded) {
       typename Dot::Operand weights[kTiles<Dot, rows>];
       for (int t = 0; t < kTiles<Dot, rows>; ++t) {

@@ -47,7 +47,9 @@ FEWBITS_INLINE void decode_steps(const typename Dot::Words (&words)[tiles],
 }
 
 // A block times `rows` rows of x, from row m on, for the strip of the panel that starts at row n.
-template <class Dot, WeightKind kind, bool scaled>
+// `one`: of one row, whose totals stay in registers. AMD's cores then read ahead by themselves,
+// less so beside stores, and asking for every line and for scales would hold that up.
+template <class Dot, WeightKind kind, bool scaled, bool one>
 __attribute__((noinline)) static void multiply_small_groups(const GemmPanel& p, const Block& block,
                                                             const GemmInput& in, int64_t m,
                                                             int64_t rows, int n, float* totals) {
@@ -58,21 +60,25 @@ __attribute__((noinline)) static void multiply_small_groups(const GemmPanel& p, 
   const uint32_t* x = in.values + m * x_stride + block.begin->word_begin * kSteps;
   const Span* const end = block.end;
   int64_t first_place = m * span_stride + block.first_span;
-  const Ahead ahead = following_words(block, true);
+  const Ahead ahead = following_words(block, !one);
   const uint32_t* asked = ahead.first();
+  typename Dot::Float kept[kTiles];
+  for (int t = 0; one && t < kTiles; ++t) kept[t] = Dot::load(totals + n + t * Dot::kLanes);
   for (const Span* span = block.begin; span < end; ++span, ++first_place, x += kOperands) {
     typename Dot::Operand weights[kOperands][kTiles];
     for (int w = 0; w < kSmallWords; ++w, words += kPanelRows) {
-      for (int i = 0; i < kPanelLines; ++i) _mm_prefetch(asked + i * kLineRows, _MM_HINT_T1);
-      asked += ahead.stride;
-      if (asked == ahead.border) asked = ahead.next;
+      asked = ahead.ask(asked, !one);
       typename Dot::Words row[kTiles];
-      for (int t = 0; t < kTiles; ++t) row[t] = Dot::load_words(words + t * Dot::kLanes);
+      for (int t = 0; t < kTiles; ++t) {
+        row[t] = Dot::load_words(words + t * Dot::kLanes);
+        // Else GCC loads each word twice, which keeps the core from reading ahead.
+        if constexpr (one) asm("" : "+v"(row[t]));
+      }
       decode_steps<Dot, kind, kTiles>(row, weights + w * kSteps);
     }
     const auto* const codes =
         static_cast<const uint8_t*>(p.scale) + int64_t{span->group} * kPanelRows;
-    _mm_prefetch(codes + kScalesAhead * kPanelRows, _MM_HINT_T0);
+    if constexpr (!one) _mm_prefetch(codes + kScalesAhead * kPanelRows, _MM_HINT_T0);
     alignas(64) float scales[kPanelRows];
     Dot::widen_e4m3(codes, kPanelRows, scales);
     typename Dot::Float scale[kTiles];
@@ -80,7 +86,7 @@ __attribute__((noinline)) static void multiply_small_groups(const GemmPanel& p, 
     const uint32_t* value = x;
     int64_t place = first_place;
     float* total = totals + m * kPanelRows + n;
-    for (int64_t i = 0; i < rows; ++i) {
+    for (int64_t i = 0; i < (one ? 1 : rows); ++i) {
       typename Dot::Operand values[kOperands];
       for (int j = 0; j < kOperands; ++j) values[j] = Dot::broadcast(value + j);
       for (int t = 0; t < kTiles; ++t) {
@@ -93,14 +99,19 @@ __attribute__((noinline)) static void multiply_small_groups(const GemmPanel& p, 
         for (int j = 0; j < kOperands; ++j) sum = Dot::dot(sum, weights[j][t], values[j]);
         typename Dot::Float partial = Dot::to_float(sum);
         if constexpr (scaled) partial = Dot::mul(partial, Dot::set1(in.scales[place]));
-        float* const to = total + t * Dot::kLanes;
-        Dot::store(to, Dot::fmadd(scale[t], partial, Dot::load(to)));
+        if constexpr (one) {
+          kept[t] = Dot::fmadd(scale[t], partial, kept[t]);
+        } else {
+          float* const to = total + t * Dot::kLanes;
+          Dot::store(to, Dot::fmadd(scale[t], partial, Dot::load(to)));
+        }
       }
       value += x_stride;
       place += span_stride;
       total += kPanelRows;
     }
   }
+  for (int t = 0; one && t < kTiles; ++t) Dot::store(totals + n + t * Dot::kLanes, kept[t]);
 }
 
 template <class Dot, WeightKind kind, bool scaled>
@@ -109,7 +120,12 @@ void multiply_small_groups(const GemmPanel& p, const Block& block, const GemmInp
   for (int64_t m = 0; m < block.rows; m += kRowsInTurn) {
     const int64_t rows = block.rows - m < kRowsInTurn ? block.rows - m : kRowsInTurn;
     for (int n = 0; n < kPanelRows; n += kSmallTiles<Dot, kind> * Dot::kLanes) {
-      multiply_small_groups<Dot, kind, scaled>(p, block, in, m, rows, n, totals);
+      // Not by a pointer: here GCC sees that there is one strip.
+      if (block.rows == 1 && !block.intel) {
+        multiply_small_groups<Dot, kind, scaled, true>(p, block, in, m, rows, n, totals);
+      } else {
+        multiply_small_groups<Dot, kind, scaled, false>(p, block, in, m, rows, n, totals);
+      }
     }
   }
 }
