@@ -265,6 +265,10 @@ void test_bits() {
     test_bits(fine, {Quantizer::int8_group, 40}, random);
     test_bits(coarse, {Quantizer::nvfp4, 16, 1, 0, 1.0 / 300}, random);
   }
+  // Whole groups of two words, which have a pass of their own, and at the end a shorter one.
+  const WeightCase small(WeightKind::fp4, ScaleKind::e4m3, false, false, 130, 1048, 16, random);
+  test_bits(small, {}, random);
+  test_bits(small, {Quantizer::nvfp4, 16, 1, 0, 1.0 / 300}, random);
 }
 
 void test_bias_and_residual() {
