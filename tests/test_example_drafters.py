@@ -19,7 +19,7 @@ sys.path.append(str(ROOT / "tools"))
 
 from heldout import texts  # noqa: E402
 
-DRAFTERS = ("drafter-w4a16-asym", "drafter-w8a8", "drafter-fp8")
+DRAFTERS = ("drafter-w4a8", "drafter-w4a16-asym", "drafter-w8a8", "drafter-fp8")
 PROMPTS, PROMPT, ANSWER = 200, 32, 64
 
 

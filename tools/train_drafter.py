@@ -9,7 +9,8 @@ quantizes it.
 The target is the quantized example, as fewbits decodes it. A quarter of the training text is the example's own, the
 rest is what the target makes of beginnings from there, greedily and at a temperature: a drafter is asked about nothing
 else. Training is as drafting will be ("training-time test", Li et al. 2025): step 0 reads the target's states, each
-further step the state that the drafter itself gave before. Needs the packages of tools/requirements.txt, and fewbits.
+further step the state that the drafter itself gave before. For the larger part of the time its weights are what 4-bit
+codes will stand for. Needs the packages of tools/requirements.txt, and fewbits.
 """
 
 from __future__ import annotations
@@ -18,11 +19,15 @@ import argparse
 import json
 import random
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from compressed_tensors.quantization import fake_quantize, preset_name_to_scheme
+from compressed_tensors.quantization.utils import calculate_qparams
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
@@ -40,6 +45,8 @@ SHARPNESS = 1.4  # of what is learned, as a factor of the target's logits: it is
 BOUNDARIES = (2, Shape.num_hidden_layers // 2, Shape.num_hidden_layers - 3)  # Eagle3's own choice
 INTERMEDIATE = 1024
 GENERATING = 0.1  # of the time, in which the target writes text to train on
+ROUNDED_FROM = 0.4  # of the steps' time: from then on weights are trained as they will be quantized
+CODES = preset_name_to_scheme("W4A8", ["Linear"]).weights
 PROMPT, ANSWER = 32, 224  # tokens of a text that the target continues, and of its continuation
 
 
@@ -60,17 +67,38 @@ def load_target(folder: Path) -> Llama:
     return target.eval().requires_grad_(False)
 
 
+class Texts(NamedTuple):
+    """Token ids int64 [rows, tokens] and what the target makes of all but the last of a row, in bfloat16: its states
+    at the boundaries side by side, [rows, tokens - 1, 3 H], and what its head reads, [rows, tokens - 1, H].
+    """
+
+    ids: Tensor
+    states: Tensor
+    last: Tensor
+
+    def rows(self, which: Tensor) -> Texts:
+        return Texts(*(part[which] for part in self))
+
+
 @torch.no_grad()
-def states_of(target: Llama, ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Token ids [rows, length] → states at the boundaries, side by side [rows, length, 3 H]; logits."""
-    x = target.model.embed_tokens(ids)
-    cos, sin = target.cos[: ids.shape[1]], target.sin[: ids.shape[1]]  # type: ignore[index]
-    taken = []
-    for boundary, layer in enumerate(target.model.layers, 1):
-        x = layer(x, cos, sin)
-        if boundary in BOUNDARIES:
-            taken.append(x)
-    return torch.cat(taken, dim=-1), target.lm_head(target.model.norm(x))
+def read(target: Llama, ids: Tensor) -> Texts:
+    """The target reads each text once: every step that trains on it finds that done."""
+    H, (rows, tokens) = target.shape.hidden_size, ids.shape
+    states = torch.empty(rows, tokens - 1, len(BOUNDARIES) * H, dtype=torch.bfloat16)
+    last = torch.empty(rows, tokens - 1, H, dtype=torch.bfloat16)
+    cos, sin = target.cos[: tokens - 1], target.sin[: tokens - 1]  # type: ignore[index]
+    for some in torch.arange(rows).split(8):
+        taken = []
+        with torch.autocast("cpu", torch.bfloat16):
+            x = target.model.embed_tokens(ids[some, :-1])
+            for boundary, layer in enumerate(target.model.layers, 1):
+                x = layer(x, cos, sin)
+                if boundary in BOUNDARIES:
+                    taken.append(x)
+            states[some], last[some] = torch.cat(taken, dim=-1).bfloat16(), target.model.norm(x).bfloat16()
+        print(f"{int(some[-1]) + 1} of {rows} texts read", end="\r", flush=True)
+    print()
+    return Texts(ids, states, last)
 
 
 def continuations(llm: LLM, prompts: list[list[int]], temperature: float, answer: int) -> np.ndarray:
@@ -152,6 +180,7 @@ class Drafter(nn.Module):
         self.norm = nn.RMSNorm(H, shape.rms_norm_eps)
         self.lm_head = nn.Linear(H, len(ids), bias=False)
         self.register_buffer("ids", ids, persistent=False)
+        self.register_buffer("said", target.lm_head.weight[ids], persistent=False)  # by the target, of these tokens
         with torch.no_grad():
             for name, parameter in self.named_parameters():
                 if name.endswith(("o_proj.weight", "down_proj.weight")):
@@ -184,14 +213,36 @@ class Drafter(nn.Module):
         return logits
 
 
-def loss_of(drafter: Drafter, target: Llama, window: Tensor) -> Tensor:
-    """Cross-entropy to what the target says, sharpened, of the draft vocabulary; window [rows, length + STEPS + 1]."""
-    length = window.shape[1] - STEPS - 1
-    states, said = states_of(target, window[:, :-1])
-    tokens = [window[:, 2 + step : 2 + step + length] for step in range(STEPS - 1)]
-    wanted = torch.softmax(SHARPNESS * said[..., drafter.ids].float(), dim=-1)
+def as_codes(weight: Tensor) -> Tensor:
+    """What is left of a weight [N, K] when it is quantized to CODES, as llm-compressor does it."""
+    stored = weight.bfloat16()
+    groups = stored.unflatten(1, (-1, CODES.group_size))
+    scale, zero = calculate_qparams(groups.amin(-1), groups.amax(-1), CODES)
+    return fake_quantize(stored, scale, zero, CODES).float()
+
+
+@contextmanager
+def quantized(weights: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Within, these are what their codes stand for: gradients are of that, steps are taken by the weights themselves
+    (Courbariaux et al. 2015).
+    """
+    kept = [weight.data for weight in weights]
+    for weight in weights:
+        weight.data = as_codes(weight.data)
+    try:
+        yield
+    finally:
+        for weight, data in zip(weights, kept, strict=True):
+            weight.data = data
+
+
+def loss_of(drafter: Drafter, target: Llama, texts: Texts) -> Tensor:
+    """Cross-entropy to what the target says, sharpened, of the draft vocabulary."""
+    length = texts.ids.shape[1] - STEPS - 1
+    tokens = [texts.ids[:, 2 + step : 2 + step + length] for step in range(STEPS - 1)]
+    wanted = torch.softmax(SHARPNESS * nn.functional.linear(texts.last, drafter.said).float(), dim=-1)
     total = torch.zeros(())
-    drafts = drafter.unroll(target, states[:, :length], tokens, window[:, 1 : 1 + length])
+    drafts = drafter.unroll(target, texts.states[:, :length], tokens, texts.ids[:, 1 : 1 + length])
     for step, logits in enumerate(drafts):
         logits = logits.float()
         expected = torch.logsumexp(logits, dim=-1) - (logits * wanted[:, 1 + step : 1 + step + length]).sum(-1)
@@ -200,28 +251,28 @@ def loss_of(drafter: Drafter, target: Llama, window: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def tokens_per_pass(drafter: Drafter, target: Llama, texts: Tensor, prompt: int) -> tuple[float, list[float]]:
-    """On greedy continuations of the target, [texts, tokens]: tokens per pass at STEPS draft tokens, the bonus token
-    counted, and how often the i-th draft token is accepted.
+def judge(drafter: Drafter, target: Llama, texts: Texts) -> str:
+    """On greedy continuations of the target: tokens per pass at STEPS draft tokens, the bonus token counted, and how
+    often the i-th draft token is accepted.
     """
-    length = texts.shape[1] - STEPS - 1
+    length = texts.ids.shape[1] - STEPS - 1
     passes = tokens = 0
     at = [0] * STEPS
-    for chunk in texts.split(16):
-        states, _ = states_of(target, chunk[:, :-1])
-        drafts = drafter.unroll(target, states[:, :length], None, chunk[:, 1 : 1 + length])
+    for some in torch.arange(len(texts.ids)).split(16):
+        ids = texts.ids[some]
+        drafts = drafter.unroll(target, texts.states[some, :length].float(), None, ids[:, 1 : 1 + length])
         guesses = torch.stack([drafter.ids[logits.argmax(-1)] for logits in drafts], dim=-1)
-        truth = torch.stack([chunk[:, 2 + step : 2 + step + length] for step in range(STEPS)], dim=-1)
+        truth = torch.stack([ids[:, 2 + step : 2 + step + length] for step in range(STEPS)], dim=-1)
         accepted = (guesses == truth).long().cumprod(-1).sum(-1)
         for row in accepted.tolist():
-            place = prompt - 1  # the last token of the prompt has a state, the first of the answer is known
+            place = PROMPT - 1  # the last token of the prompt has a state, the first of the answer is known
             while place < length:
                 passes += 1
                 tokens += row[place] + 1
                 for position in range(row[place]):
                     at[position] += 1
                 place += row[place] + 1
-    return tokens / passes, [count / passes for count in at]
+    return f"{tokens / passes:.3f} tokens a pass, {' '.join(f'{count / passes:.3f}' for count in at)}"
 
 
 # ---------------------------------------------------------------------------------------- export, training
@@ -289,7 +340,7 @@ def train(arguments: argparse.Namespace) -> None:
         print(f"{64 * ANSWER * len(batches) / 1e6:.2f} M tokens of the target's own text", end="\r", flush=True)
     own = np.concatenate(batches)
     unseen = np.concatenate([np.array(tokenizer.encode(text).ids) for text in heldout])
-    judged = torch.from_numpy(continuations(llm, prompts_of(unseen, 64, random.Random(3)), 0.0, ANSWER))
+    answers = torch.from_numpy(continuations(llm, prompts_of(unseen, 64, random.Random(3)), 0.0, ANSWER))
     del llm
 
     said = np.bincount(
@@ -298,10 +349,12 @@ def train(arguments: argparse.Namespace) -> None:
     ids = torch.from_numpy(np.sort(np.argsort(-said, kind="stable")[: arguments.draft_vocabulary]).copy())
     covered = said[ids.numpy()].sum() / said.sum()
     print(f"\n{len(ids)} tokens that make up {covered:.1%} of all text", flush=True)
+    judged = read(target, answers)
+    texts = read(target, torch.cat((torch.from_numpy(own), corpus.batch(len(own) // 3, PROMPT + ANSWER - 1))))
     drafter = Drafter(target, ids)
-    hidden = [p for name, p in drafter.named_parameters() if p.ndim == 2 and "lm_head" not in name]
+    matrices = [p for p in drafter.parameters() if p.ndim == 2]
     rest = [p for p in drafter.parameters() if p.ndim == 1]
-    muon = Muon(hidden, lr=0.008, momentum=0.95, weight_decay=0.05)
+    muon = Muon([p for p in matrices if p is not drafter.lm_head.weight], lr=0.008, momentum=0.95, weight_decay=0.05)
     adam = torch.optim.AdamW(
         [{"params": [drafter.lm_head.weight], "lr": 0.001}, {"params": rest, "lr": 0.002}],
         betas=(0.9, 0.95),
@@ -311,18 +364,21 @@ def train(arguments: argparse.Namespace) -> None:
     peaks = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
     started, budget = time.monotonic(), arguments.minutes * 60
     step, mean = 0, 0.0
+    order = torch.empty(0, dtype=torch.int64)
     while (seconds := time.monotonic() - begin) < budget:
-        factor = schedule((time.monotonic() - started) / (budget - (started - begin)))
+        progress = (time.monotonic() - started) / (budget - (started - begin))
+        factor = schedule(progress)
         for optimizer, lrs in zip(optimizers, peaks, strict=True):
             for group, lr in zip(optimizer.param_groups, lrs, strict=True):
                 group["lr"] = lr * factor
-        if step % 4 == 3:
-            window = corpus.batch(arguments.rows, PROMPT + ANSWER - 1)
-        else:
-            window = torch.from_numpy(own[[source.randrange(len(own)) for _ in range(arguments.rows)]])
-        with torch.autocast("cpu", torch.bfloat16):
-            loss = loss_of(drafter, target, window)
-        loss.backward()
+        if len(order) < arguments.rows:
+            order = torch.randperm(len(texts.ids))
+        some, order = order[: arguments.rows], order[arguments.rows :]
+        rounded = matrices if progress > ROUNDED_FROM else []
+        with quantized(rounded):
+            with torch.autocast("cpu", torch.bfloat16):
+                loss = loss_of(drafter, target, texts.rows(some))
+            loss.backward()
         nn.utils.clip_grad_norm_(drafter.parameters(), 1.0)
         for optimizer in optimizers:
             optimizer.step()
@@ -332,13 +388,14 @@ def train(arguments: argparse.Namespace) -> None:
         if step % 50 == 0:
             text = f"step {step}  {seconds / 60:.1f} min  rate {factor:.2f}  loss {mean:.3f}"
             if step % 200 == 0:
-                per_pass, at = tokens_per_pass(drafter, target, judged, PROMPT)
-                text += f"  held out: {per_pass:.3f} tokens a pass, {' '.join(f'{share:.2f}' for share in at)}"
+                with quantized(matrices):
+                    text += "  held out: " + judge(drafter, target, judged)
                 export(drafter, arguments.out / "bf16")
             print(text, flush=True)
     export(drafter, arguments.out / "bf16")
-    per_pass, at = tokens_per_pass(drafter, target, judged, PROMPT)
-    print(f"done: {step} steps; held out: {per_pass:.3f} tokens a pass, {' '.join(f'{share:.3f}' for share in at)}")
+    print(f"done: {step} steps; held out: {judge(drafter, target, judged)}")
+    with quantized(matrices):
+        print(f"quantized: {judge(drafter, target, judged)}")
 
 
 def main() -> None:

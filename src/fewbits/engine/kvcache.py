@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,8 +42,7 @@ class _Sequence:
     table: NDArray[Any] = field(default_factory=lambda: np.zeros(0, np.int32))  # `pages`, as an array
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
+class Part(NamedTuple):
     """A sequence's share of a batch: its new tokens, and of how many of the last logits are wanted. `ahead` entries
     more are appended behind these, for passes that follow at once (`Ops.ahead`).
     """
@@ -115,7 +114,9 @@ class KVCache:
         needed = self.pages_needed(sequence, count)
         if needed:
             self._provide(needed)
-        entry = self._sequences.setdefault(sequence, _Sequence())
+        entry = self._sequences.get(sequence)
+        if entry is None:
+            entry = self._sequences[sequence] = _Sequence()
         if needed:
             entry.pages += [self._free.pop() for _ in range(needed)]
             entry.table = np.array(entry.pages, np.int32)
