@@ -14,6 +14,7 @@
 //   decode_once_rows_intel  and on Intel's cores at the latest from this many: there all that 512
 //                           bits do takes turns on two pipes, AMD's have four of which two multiply
 //   Words, Operand, Sum, Float
+//   kOperandWords      words of x that an operand is multiplied with, and that a row has in it
 //   load_words(p), load_operand(p), store_operand(p, operand), broadcast(x)
 //   steps<kind>        operands of a word
 //   decode_operations<kind>  that all steps of a word take
@@ -88,6 +89,16 @@ struct Ahead {
 FEWBITS_INLINE Ahead following_words(const Block& block, bool all) {
   return {block.words + kPrefetchWords * kPanelRows, kPanelRows, all,
           block.words + block.count * kPanelRows, block.next};
+}
+
+// Words of x for a word of the weight.
+template <class Dot, WeightKind kind>
+constexpr int kWordsOfX = Dot::template steps<kind> * Dot::kOperandWords;
+
+// What the compiler doesn't know the origin of any more, and so can't load anew.
+template <class Register>
+FEWBITS_INLINE void keep(Register& value) {
+  asm("" : "+v"(value));
 }
 
 // Zero points and what decoding leaves in a code are taken out by the sums of x: of integer sums

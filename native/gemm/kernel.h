@@ -22,18 +22,20 @@
 // to that too. fp4 is e2m1, fp8 e4m3fn.
 //
 // A row of x is prepared as 32-bit words too. A kernel takes a word of codes apart in `steps`, each
-// an operand of 32 bits a row that one dot instruction multiplies with a word of x. Step p of C
-// codes holds the codes p, p + steps, p + 2 steps ... of the word, and so does x:
+// an operand of 32 bits a row that one dot instruction multiplies with a word of x, or of 64 bits
+// and two words. Step p of C codes holds the codes p, p + steps, p + 2 steps ... of the word, and
+// so does x:
 //
 //   x words      values   int4, fp4 (C = 8)                          int8, fp8 (C = 4)
 //   f32          1        k | k+1 | ... | k+7                        k | k+1 | k+2 | k+3
-//   bf16, s16    2        k,k+4 | k+1,k+5 | k+2,k+6 | k+3,k+7        k,k+2 | k+1,k+3
+//   bf16         2        k,k+4 | k+1,k+5 | k+2,k+6 | k+3,k+7        k,k+1 and k+2,k+3
+//   s16          2        as bf16                                    k,k+2 | k+1,k+3
 //   s8           4        k,k+2,k+4,k+6 | k+1,k+3,k+5,k+7            k,k+1,k+2,k+3
 //
 // Order of accumulation, the same for every row of x whatever its company: K is cut into spans, at
 // the borders of groups (the weight's and those of x's own scales) and at most `span_codes` long.
-// Within a span the products are added one by one (or pair by pair) along K, in float32, or exactly
-// in int32; then
+// Within a span the products are added one by one (or pair by pair; of two words every other pair,
+// and both sums at last) along K, in float32, or exactly in int32; then
 //   total += scale * (x scale * (partial - offset * sum of the span's x)),
 // where what is left in integer codes is taken out of the partial sum itself, exactly.
 // Kernels may take several rows or tiles at once, but never change this order.

@@ -31,7 +31,7 @@ template <class Dot, WeightKind kind, bool decoded, int rows>
 FEWBITS_INLINE Ahead ahead_of(const Block& block, int64_t m, int n) {
   constexpr int kStrips = kPanelRows / kStripRows<Dot, rows>;
   if (kStrips == 1 && rows >= block.rows) {
-    constexpr int kDots = rows * Dot::template steps<kind>;
+    constexpr int kDots = rows * kWordsOfX<Dot, kind>;
     constexpr bool kSlow = kDots + Dot::template decode_operations<kind> >= kSlowPass;
     return following_words(block, kSlow || block.intel);
   }
@@ -53,7 +53,7 @@ FEWBITS_INLINE void multiply_word(const typename Dot::Words (&words)[kTiles<Dot,
   for (int t = 0; t < kTiles<Dot, rows>; ++t)
     weights[t] = Dot::template decode<kind, step>(words[t]);
   for (int m = 0; m < rows; ++m) {
-    const typename Dot::Operand value = Dot::broadcast(x + m * x_stride + step);
+    const auto value = Dot::broadcast(x + m * x_stride + step * Dot::kOperandWords);
     for (int t = 0; t < kTiles<Dot, rows>; ++t) sum[m][t] = Dot::dot(sum[m][t], weights[t], value);
   }
   if constexpr (step + 1 < Dot::template steps<kind>) {
@@ -72,8 +72,8 @@ struct Place {
 template <class Dot, WeightKind kind, bool decoded, int rows>
 FEWBITS_INLINE void multiply_span(Place& at, int64_t count, int64_t x_stride, const Ahead& ahead,
                                   typename Dot::Sum (&sum)[rows][kTiles<Dot, rows>]) {
-  constexpr int kSteps = Dot::template steps<kind>;
-  const uint32_t* const end = at.line + count * (decoded ? kSteps : 1) * kPanelRows;
+  constexpr int kWords = kWordsOfX<Dot, kind>;
+  const uint32_t* const end = at.line + count * (decoded ? kWords : 1) * kPanelRows;
   // The loop's first pass is unconditional: with a way around it GCC keeps the sums in memory.
   do {
     // Where codes were decoded once, rows are so many that a line each time is enough.
@@ -81,27 +81,26 @@ FEWBITS_INLINE void multiply_span(Place& at, int64_t count, int64_t x_stride, co
     if constexpr (decoded) {
       typename Dot::Operand weights[kTiles<Dot, rows>];
       for (int t = 0; t < kTiles<Dot, rows>; ++t) {
-        weights[t] = Dot::load_operand(at.line + t * Dot::kLanes);
-        // Else GCC loads the operands anew for each row.
-        asm("" : "+v"(weights[t]));
+        weights[t] = Dot::load_operand(at.line + t * Dot::kLanes * Dot::kOperandWords);
+        keep(weights[t]);  // else GCC loads the operands anew for each row
       }
       for (int m = 0; m < rows; ++m) {
-        const typename Dot::Operand value = Dot::broadcast(at.x + m * x_stride);
+        const auto value = Dot::broadcast(at.x + m * x_stride);
         for (int t = 0; t < kTiles<Dot, rows>; ++t)
           sum[m][t] = Dot::dot(sum[m][t], weights[t], value);
       }
-      ++at.x;
+      at.x += Dot::kOperandWords;
     } else {
       typename Dot::Words words[kTiles<Dot, rows>];
       for (int t = 0; t < kTiles<Dot, rows>; ++t) {
         words[t] = Dot::load_words(at.line + t * Dot::kLanes);
         // Else GCC loads the words anew for each step, where sums leave registers for them.
-        if constexpr (rows <= Dot::kRowsBesideWords) asm("" : "+v"(words[t]));
+        if constexpr (rows <= Dot::kRowsBesideWords) keep(words[t]);
       }
       multiply_word<Dot, kind, rows>(words, at.x, x_stride, sum);
-      at.x += kSteps;
+      at.x += kWords;
     }
-    at.line += kPanelRows;
+    at.line += (decoded ? Dot::kOperandWords : 1) * kPanelRows;
   } while (at.line < end);
 }
 
@@ -193,11 +192,10 @@ struct Totals {
 template <class Dot, WeightKind kind, bool decoded, bool scaled, int rows>
 __attribute__((noinline)) static void multiply(const Block& block, const GemmInput& in, int64_t m,
                                                int n, float* memory) {
-  constexpr int kSteps = Dot::template steps<kind>;
   const int64_t first_word = block.begin->word_begin;
   const Ahead ahead = ahead_of<Dot, kind, decoded, rows>(block, m, n);
-  Place at = {(decoded ? block.operands : block.words) + n,
-              in.values + m * in.value_stride + first_word * kSteps, ahead.first()};
+  Place at = {decoded ? block.operands + n * Dot::kOperandWords : block.words + n,
+              in.values + m * in.value_stride + first_word * kWordsOfX<Dot, kind>, ahead.first()};
   Totals<Dot, kind, scaled, rows> totals(block, in, m, n, memory);
   for (const Span* span = block.begin; span < block.end; ++span) {
     typename Dot::Sum sum[rows][kTiles<Dot, rows>];
@@ -237,14 +235,15 @@ static void multiply_rows(const Block& block, const GemmInput& in, int at_once, 
 
 template <class Dot, WeightKind kind, int step = 0>
 FEWBITS_INLINE void decode_word(typename Dot::Words word, uint32_t* operands) {
-  Dot::store_operand(operands + step * kPanelRows, Dot::template decode<kind, step>(word));
+  Dot::store_operand(operands + step * Dot::kOperandWords * kPanelRows,
+                     Dot::template decode<kind, step>(word));
   if constexpr (step + 1 < Dot::template steps<kind>)
     decode_word<Dot, kind, step + 1>(word, operands);
 }
 
 template <class Dot, WeightKind kind, bool scaled>
 static void panel(const GemmPanel& p, const GemmInput& in, int64_t rows, float* totals) {
-  constexpr int kSteps = Dot::template steps<kind>;
+  constexpr bool kDecodes = Dot::template decode_operations<kind> > 0;
   constexpr int kCodes = codes_per_word(kind);
   alignas(64) float scales[kBlockSpans * kPanelRows];
   alignas(64) float offsets[kBlockSpans * kPanelRows];
@@ -288,13 +287,14 @@ static void panel(const GemmPanel& p, const GemmInput& in, int64_t rows, float* 
     constexpr int kOnce = Dot::template decode_once_rows<kind>;
     constexpr int kOnceOfIntel =
         kOnce < Dot::decode_once_rows_intel ? kOnce : Dot::decode_once_rows_intel;
-    if constexpr (kSteps > 1 && kOnceOfIntel <= kMaxRows) {
+    if constexpr (kDecodes && kOnceOfIntel <= kMaxRows) {
       if (rows >= (p.intel ? kOnceOfIntel : kOnce)) {
-        alignas(64) uint32_t operands[kMostCodes<Dot, kind> / kCodes * kSteps * kPanelRows];
+        constexpr int kWords = kWordsOfX<Dot, kind>;
+        alignas(64) uint32_t operands[kMostCodes<Dot, kind> / kCodes * kWords * kPanelRows];
         for (int64_t i = 0; i < words * kPanelRows; i += Dot::kLanes) {
           const int64_t kw = i / kPanelRows, n = i % kPanelRows;
           decode_word<Dot, kind>(Dot::load_words(block.words + i),
-                                 operands + kw * kSteps * kPanelRows + n);
+                                 operands + kw * kWords * kPanelRows + n * Dot::kOperandWords);
         }
         block.operands = operands;
         multiply_rows<Dot, kind, true, scaled, Dot::kManyRows>(
@@ -302,7 +302,7 @@ static void panel(const GemmPanel& p, const GemmInput& in, int64_t rows, float* 
         continue;
       }
     }
-    constexpr int kMost = kSteps > 1 ? Dot::template decoding_rows<kind> : Dot::kMaxRows;
+    constexpr int kMost = kDecodes ? Dot::template decoding_rows<kind> : Dot::kMaxRows;
     multiply_rows<Dot, kind, false, scaled, kMost>(block, in,
                                                    rows <= kMost ? kMost : Dot::kManyRows, totals);
   }

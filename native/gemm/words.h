@@ -83,12 +83,16 @@ struct Int8Words : WordByWord {
 template <class Dot, class Words, WeightKind kind>
 void prepare(const float* x, int64_t K, uint32_t* values) {
   constexpr int kCodes = codes_per_word(kind), kSteps = Dot::template steps<kind>;
+  constexpr int kWords = kWordsOfX<Dot, kind>;
   const auto words = [&values](const float* from) {
-    for (int i = 0; i < kSteps; ++i) values[i] = Words::template word<kSteps>(from + i);
+    constexpr int kEach = Dot::kOperandWords;
+    for (int i = 0; i < kWords; ++i) {
+      values[i] = Words::template word<kSteps>(from + i / kEach + i % kEach * (kCodes / kEach));
+    }
   };
   int64_t k = Words::template bulk<kCodes, kSteps>(x, K, values);
-  values += k / kCodes * kSteps;
-  for (; k + kCodes <= K; k += kCodes, values += kSteps) {
+  values += k / kCodes * kWords;
+  for (; k + kCodes <= K; k += kCodes, values += kWords) {
     words(x + k);
   }
   if (k < K) {
@@ -100,7 +104,7 @@ void prepare(const float* x, int64_t K, uint32_t* values) {
 
 template <class Dot, class Words, WeightKind kind>
 uint32_t span_sum(const uint32_t* values, int64_t begin, int64_t end) {
-  constexpr int kWords = Dot::template steps<kind>;
+  constexpr int kWords = kWordsOfX<Dot, kind>;
   const auto sum = Words::sum(values + begin * kWords, (end - begin) * kWords);
   if constexpr (Dot::kIntegers) {
     return static_cast<uint32_t>(-Dot::template offset<kind> * sum);
@@ -112,7 +116,7 @@ uint32_t span_sum(const uint32_t* values, int64_t begin, int64_t end) {
 template <class Dot, class Words, WeightKind kind>
 constexpr GemmKernel make_kernel() {
   return {panel_of<Dot, kind>,        prepare<Dot, Words, kind>, span_sum<Dot, Words, kind>,
-          Dot::template steps<kind>,  kMostCodes<Dot, kind>,     has_sums<Dot, kind>(),
+          kWordsOfX<Dot, kind>,       kMostCodes<Dot, kind>,     has_sums<Dot, kind>(),
           Dot::template doubled<kind>};
 }
 
