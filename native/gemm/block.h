@@ -7,6 +7,7 @@
 //   kMaxRows           rows of x whose sums fit the registers, some of the panel's at a time
 //   kManyRows          rows that are taken at once where there are more
 //   tiles<rows>        registers of words that are taken at once with so many rows of x
+//   kSumsBesideX       and beside words of x; where they are more, each dot reads x from memory
 //   kRowsBesideWords   and beside the words that they were decoded from
 //   kRowsWithTotals    and beside their totals
 //   decoding_rows<kind>     rows of x that are taken at once while codes are decoded into registers
@@ -22,7 +23,8 @@
 //                      Operands
 //   offset<kind>       what decoding leaves in a code
 //   doubled<kind>      decoded codes are twice what they stand for
-//   decode<kind, step>(words), dot(sum, operand, x), to_float(sum); zero() of floats
+//   decode<kind, step>(words), dot(sum, operand, x), dot_memory(sum, operand, address of x);
+//   to_float(sum); zero() of floats
 //   load, store, set1, mul, fmadd, fnmadd   on Float
 //   widen_e4m3(codes, count, floats)   whole rows of a panel's scales
 #pragma once
@@ -43,6 +45,7 @@ namespace {
 // all that a block gets asks for what it reads this many words later (bench/log.md has what other
 // distances cost).
 constexpr int kPrefetchWords = 24;
+constexpr int kAllSums = kNever * kPanelRows;
 constexpr int kLineRows = 16;  // rows of a panel in a cache line
 constexpr int kPanelLines = kPanelRows / kLineRows;
 

@@ -88,6 +88,9 @@ struct WithE4m3 : Base {
 };
 
 struct Bf16 : WithE4m3<Vectors512> {
+  static constexpr int kSumsBesideX = 24;
+  template <int>
+  static constexpr int tiles = kPanelRows / kLanes;  // as with Bytes
   static constexpr int kRowsWithTotals = 2;  // with three GCC 12 keeps sums of fp4 in memory
   using Operand = __m512i;
   using Sum = __m512;
@@ -108,6 +111,10 @@ struct Bf16 : WithE4m3<Vectors512> {
   static Sum dot(Sum sum, Operand weight, Operand x) {
     // As the intrinsic GCC 12 copies sums between registers around the loop.
     asm("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(weight), "v"(x));
+    return sum;
+  }
+  static Sum dot_memory(Sum sum, Operand weight, const uint32_t* x) {
+    asm("vdpbf16ps %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(weight), "m"(*x));
     return sum;
   }
   static Float to_float(Sum sum) { return sum; }
@@ -144,8 +151,11 @@ struct Bf16Bytes : Bf16 {
   static constexpr int kOperandWords = 2;
   static constexpr int kRowsBesideWords = kMaxRows;
   static constexpr int kRowsWithTotals = 1;
+  static constexpr int kSumsBesideX = kAllSums;
   template <int rows>
-  static constexpr int tiles = Bf16::tiles<2 * rows> / (rows > 6 ? 2 : 1);  // at most 24 sums
+  static constexpr int tiles = rows > 6   ? 1
+                               : rows > 3 ? 2
+                                          : 4;  // at most 24 sums
   template <WeightKind>
   static constexpr int steps = 1;
   template <WeightKind kind>

@@ -49,12 +49,26 @@ template <class Dot, WeightKind kind, int rows, int step = 0>
 FEWBITS_INLINE void multiply_word(const typename Dot::Words (&words)[kTiles<Dot, rows>],
                                   const uint32_t* x, int64_t x_stride,
                                   typename Dot::Sum (&sum)[rows][kTiles<Dot, rows>]) {
-  typename Dot::Operand weights[kTiles<Dot, rows>];
-  for (int t = 0; t < kTiles<Dot, rows>; ++t)
-    weights[t] = Dot::template decode<kind, step>(words[t]);
-  for (int m = 0; m < rows; ++m) {
-    const auto value = Dot::broadcast(x + m * x_stride + step * Dot::kOperandWords);
-    for (int t = 0; t < kTiles<Dot, rows>; ++t) sum[m][t] = Dot::dot(sum[m][t], weights[t], value);
+  const uint32_t* const values = x + step * Dot::kOperandWords;
+  if constexpr (rows * kTiles<Dot, rows> > Dot::kSumsBesideX) {
+    // One operand at a time: of 36 sums six are in memory then, and not ten.
+    for (int t = 0; t < kTiles<Dot, rows>; ++t) {
+      typename Dot::Operand weights = Dot::template decode<kind, step>(words[t]);
+      keep(weights);
+      for (int m = 0; m < rows; ++m) {
+        sum[m][t] = Dot::dot_memory(sum[m][t], weights, values + m * x_stride);
+      }
+    }
+  } else {
+    typename Dot::Operand weights[kTiles<Dot, rows>];
+    for (int t = 0; t < kTiles<Dot, rows>; ++t)
+      weights[t] = Dot::template decode<kind, step>(words[t]);
+    for (int m = 0; m < rows; ++m) {
+      const auto value = Dot::broadcast(values + m * x_stride);
+      for (int t = 0; t < kTiles<Dot, rows>; ++t) {
+        sum[m][t] = Dot::dot(sum[m][t], weights[t], value);
+      }
+    }
   }
   if constexpr (step + 1 < Dot::template steps<kind>) {
     multiply_word<Dot, kind, rows, step + 1>(words, x, x_stride, sum);

@@ -9,6 +9,7 @@ namespace {
 struct Vectors256 {
   static constexpr bool kIntegers = false;
   static constexpr int kLanes = 8;
+  static constexpr int kSumsBesideX = kAllSums;
   static constexpr int kOperandWords = 1;
   static constexpr int kMaxRows = 6;
   static constexpr int kManyRows = 6;

@@ -11,6 +11,7 @@ constexpr int kAndOr = 0xea;  // truth table of (a & b) | c
 struct Vectors512 {
   static constexpr bool kIntegers = false;
   static constexpr int kLanes = 16;
+  static constexpr int kSumsBesideX = kAllSums;
   static constexpr int kOperandWords = 1;
   static constexpr int kMaxRows = 9;  // eight draft tokens and the one before them
   static constexpr int kManyRows = 6;
