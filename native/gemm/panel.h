@@ -7,9 +7,9 @@
 namespace fewbits {
 namespace {
 
-// From this many operations on a register of words, dots and what decoding takes, a pass is slower
-// than memory, and all lines are asked for; below, one of four: to ask for all then costs a third
-// on a Zen 4. On Intel's cores all of them gain a tenth.
+// From this many operations on a register of words, dots and what decoding takes, or with sums in
+// memory, a pass is slower than memory, and all lines are asked for; below, one of four: to ask for
+// all then costs a third on a Zen 4. On Intel's cores all of them gain a tenth.
 constexpr int kSlowPass = 8;
 
 // With groups of at most this many codes it pays to keep totals in registers, and so to take fewer
@@ -20,6 +20,10 @@ template <class Dot, int rows>
 constexpr int kTiles = Dot::template tiles<rows>;
 template <class Dot, int rows>
 constexpr int kStripRows = kTiles<Dot, rows> * Dot::kLanes;
+
+// Whether some sums are in memory, because all would leave no registers for x.
+template <class Dot, int rows>
+constexpr bool kSumsInMemory = rows * kTiles<Dot, rows> > Dot::kSumsBesideX;
 
 template <class Dot, WeightKind kind>
 constexpr int kMostCodes =
@@ -32,7 +36,8 @@ FEWBITS_INLINE Ahead ahead_of(const Block& block, int64_t m, int n) {
   constexpr int kStrips = kPanelRows / kStripRows<Dot, rows>;
   if (kStrips == 1 && rows >= block.rows) {
     constexpr int kDots = rows * kWordsOfX<Dot, kind>;
-    constexpr bool kSlow = kDots + Dot::template decode_operations<kind> >= kSlowPass;
+    constexpr bool kSlow =
+        kSumsInMemory<Dot, rows> || kDots + Dot::template decode_operations<kind> >= kSlowPass;
     return following_words(block, kSlow || block.intel);
   }
   // By rows of x and strips.
@@ -50,7 +55,7 @@ FEWBITS_INLINE void multiply_word(const typename Dot::Words (&words)[kTiles<Dot,
                                   const uint32_t* x, int64_t x_stride,
                                   typename Dot::Sum (&sum)[rows][kTiles<Dot, rows>]) {
   const uint32_t* const values = x + step * Dot::kOperandWords;
-  if constexpr (rows * kTiles<Dot, rows> > Dot::kSumsBesideX) {
+  if constexpr (kSumsInMemory<Dot, rows>) {
     // One operand at a time: of 36 sums six are in memory then, and not ten.
     for (int t = 0; t < kTiles<Dot, rows>; ++t) {
       typename Dot::Operand weights = Dot::template decode<kind, step>(words[t]);
