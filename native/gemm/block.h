@@ -4,11 +4,12 @@
 // A tier's `Dot` says what one step is:
 //
 //   kLanes             rows of the panel in a register
-//   kMaxRows           rows of x whose sums fit the registers, some of the panel's at a time
+//   kMaxRows           rows of x that are taken at once at most
 //   kManyRows          rows that are taken at once where there are more
 //   tiles<rows>        registers of words that are taken at once with so many rows of x
-//   kSumsBesideX       and beside words of x; where they are more, each dot reads x from memory
-//   kRowsBesideWords   and beside the words that they were decoded from
+//   kSumsBesideX       sums that leave registers for words of x; of more some are in memory, and
+//                      dots read x from there (dot_memory)
+//   kRowsBesideWords   rows whose sums fit the registers beside the words of the weight
 //   kRowsWithTotals    and beside their totals
 //   decoding_rows<kind>     rows of x that are taken at once while codes are decoded into registers
 //   decode_once_rows<kind>  from this many rows on, codes are decoded into memory once instead
@@ -45,9 +46,10 @@ namespace {
 // all that a block gets asks for what it reads this many words later (bench/log.md has what other
 // distances cost).
 constexpr int kPrefetchWords = 24;
-constexpr int kAllSums = kNever * kPanelRows;
 constexpr int kLineRows = 16;  // rows of a panel in a cache line
 constexpr int kPanelLines = kPanelRows / kLineRows;
+
+constexpr int kAllSums = kNever * kPanelRows;  // of a tier that reads x into registers always
 
 // Some spans of a panel. `words` and `operands` begin at the first word of the first span, `scale`
 // and `offset` at its group.
@@ -56,7 +58,7 @@ struct Block {
   const Span* end;
   int64_t first_span;
   const uint32_t* words;     // of the weight, or
-  const uint32_t* operands;  // decoded: [word][step][64]
+  const uint32_t* operands;  // decoded: [word][step][64 * kOperandWords]
   const float* scale;        // [groups][64]
   const float* offset;       // [groups][64] of zero points and of float sums, or null
   int64_t count;             // words of a row

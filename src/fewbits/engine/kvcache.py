@@ -115,7 +115,7 @@ class KVCache:
         if needed:
             self._provide(needed)
         entry = self._sequences.get(sequence)
-        if entry is None:
+        if entry is None:  # setdefault would make one for every append
             entry = self._sequences[sequence] = _Sequence()
         if needed:
             entry.pages += [self._free.pop() for _ in range(needed)]
