@@ -91,9 +91,9 @@ struct Ahead {
 };
 
 // Of a pass that is all that a block gets.
-FEWBITS_INLINE Ahead following_words(const Block& block, bool all) {
-  return {block.words + kPrefetchWords * kPanelRows, kPanelRows, all,
-          block.words + block.count * kPanelRows, block.next};
+FEWBITS_INLINE Ahead following_words(const uint32_t* words, const uint32_t* border,
+                                     const uint32_t* next, bool all) {
+  return {words + kPrefetchWords * kPanelRows, kPanelRows, all, border, next};
 }
 
 // Words of x for a word of the weight.

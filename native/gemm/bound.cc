@@ -109,10 +109,20 @@ Form::Form(const Product& p, const GemmKernel& k)
     : kernel(&k), product(&p), spans(make_spans(p, k.span_codes)) {
   value_stride = row_stride(int64_t{spans.back().word_end} * k.x_words);
   span_stride = row_stride(static_cast<int64_t>(spans.size()));
+  span_words = spans[0].word_end;
+  const int64_t codes = codes_per_word(p.weight->kind()), x_group = p.activation.group_size;
+  for (const Span& span : spans) {
+    if (span.word_end - span.word_begin != span_words) span_words = 0;
+    if (x_group) x_groups.push_back(static_cast<int32_t>(span.word_begin * codes / x_group));
+  }
+}
+
+SpanList Form::list() const {
+  return {spans.data(), static_cast<int64_t>(spans.size()), span_words};
 }
 
 bool Form::serves(const Product& other, const GemmKernel& its_kernel) const {
-  return kernel->prepare == its_kernel.prepare && kernel->sums == its_kernel.sums &&
+  return kernel->prepare == its_kernel.prepare && !kernel->sums == !its_kernel.sums &&
          product->activation == other.activation && product->order == other.order &&
          product->weight->K() == other.weight->K() &&
          product->weight->group_size() == other.weight->group_size();
@@ -151,22 +161,11 @@ void Rows::set(int64_t m, const float* x) const {
     x = line;
     if (!activation.group_size) factors_[m] = group_scales[0];
   }
-  if (kernel.doubled) {
-    row_kernels().double_codes(line, K, activation.group_size, group_scales);
-  }
   uint32_t* const words = values_ + m * form_->value_stride;
   kernel.prepare(x, K, words);
-  const int64_t codes = codes_per_word(product.weight->kind());
-  int64_t group = 0;  // of x
-  for (size_t s = 0; s < form_->spans.size(); ++s) {
-    const Span& span = form_->spans[s];
-    const int64_t place = m * form_->span_stride + static_cast<int64_t>(s);
-    if (kernel.sums) sums_[place] = kernel.sum(words, span.word_begin, span.word_end);
-    if (activation.group_size) {
-      while ((group + 1) * activation.group_size <= span.word_begin * codes) ++group;
-      scales_[place] = group_scales[group];
-    }
-  }
+  if (kernel.sums) kernel.sums(words, form_->list(), sums_ + m * form_->span_stride);
+  float* const scales = scales_ + m * form_->span_stride;
+  for (size_t s = 0; s < form_->x_groups.size(); ++s) scales[s] = group_scales[form_->x_groups[s]];
 }
 
 void Rows::copy(int64_t m, const Rows& other, int64_t row) const {
@@ -219,7 +218,7 @@ void BoundProduct::multiply(const Rows& x, int64_t begin, int64_t rows, int64_t 
   GemmPanel panel = product->weight->panel(index);
   panel.next = next;
   panel.intel = cpu_features().intel;
-  panel.list = {form.spans.data(), static_cast<int64_t>(form.spans.size())};
+  panel.list = form.list();
   const uint32_t* const sums = kernel->sums ? x.sums_ + begin * form.span_stride : nullptr;
   const float* const scales =
       activation.group_size ? x.scales_ + begin * form.span_stride : nullptr;

@@ -16,10 +16,13 @@ struct Form {
   const GemmKernel* kernel;
   const Product* product;
   std::vector<Span> spans;
+  std::vector<int32_t> x_groups;      // by span; empty where x has one scale or none
+  int64_t span_words;                 // of each span, or 0 where they differ
   int64_t value_stride, span_stride;  // words of a row
 
   Form(const Product& product, const GemmKernel& kernel);
 
+  SpanList list() const;
   bool serves(const Product& other, const GemmKernel& its_kernel) const;
 };
 

@@ -26,7 +26,8 @@ struct Bytes : Bytes512 {
 
 __m512i integers(const float* x) { return _mm512_cvtps_epi32(_mm512_loadu_ps(x)); }
 
-struct ByteWords : Int8Words {
+template <int times>
+struct ByteWords : Int8Words<times> {
   static int32_t sum(const uint32_t* words, int64_t count) {
     const __m128i middle = _mm_set1_epi8(INT8_MIN);
     __m128i sums = _mm_setzero_si128();  // of bytes without a sign
@@ -46,7 +47,8 @@ struct ByteWords : Int8Words {
     __m128i* words = reinterpret_cast<__m128i*>(values);
     int64_t k = 0;
     for (; k + 16 <= K; k += 16) {
-      const __m128i bytes = _mm512_cvtepi32_epi8(integers(x + k));
+      const __m512 all = _mm512_mul_ps(_mm512_loadu_ps(x + k), _mm512_set1_ps(times));
+      const __m128i bytes = _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(all));
       _mm_storeu_si128(words++, _mm_shuffle_epi8(bytes, order));
     }
     return k;

@@ -129,7 +129,7 @@ const GemmKernel* gemm_kernel_avx2(WeightKind kind, DotKind dot) {
 }
 
 const RowKernels* row_kernels_avx2() {
-  static constexpr RowKernels kernels = {quantize, finish, double_codes};
+  static constexpr RowKernels kernels = {quantize, finish};
   return &kernels;
 }
 

@@ -103,7 +103,7 @@ const GemmKernel* gemm_kernel_avx512(WeightKind kind, DotKind dot) {
 }
 
 const RowKernels* row_kernels_avx512() {
-  static const RowKernels kernels = {quantize, finish, double_codes};
+  static const RowKernels kernels = {quantize, finish};
   return &kernels;
 }
 

@@ -276,7 +276,7 @@ const GemmKernel* gemm_kernel_avx512_bf16(WeightKind kind, DotKind dot) {
   static constexpr GemmKernel kFp4 = make_kernel<Bf16, Bf16Words, WeightKind::fp4>();
   static constexpr GemmKernel kFp8 = make_kernel<Bf16Bytes, Bf16Words, WeightKind::fp8>();
   static constexpr GemmKernel kBf16 = make_kernel<Bf16, Bf16Words, WeightKind::bf16>();
-  static constexpr GemmKernel kFp4Bytes = make_kernel<Fp4Bytes, ByteWords, WeightKind::fp4>();
+  static constexpr GemmKernel kFp4Bytes = make_kernel<Fp4Bytes, ByteWords<2>, WeightKind::fp4>();
   if (dot == DotKind::int8 && kind == WeightKind::fp4) return &kFp4Bytes;
   if (dot != DotKind::floats) return nullptr;
   switch (kind) {

@@ -70,22 +70,24 @@ void prepare(const float* x, int64_t K, uint32_t* values) {
 }
 
 template <int codes>
-uint32_t span_sum(const uint32_t* values, int64_t begin, int64_t end) {
-  // Eight sums side by side: one chain of additions would take as long as a small product.
-  float lane[8] = {};
-  for (int64_t k = begin * codes; k < end * codes; ++k) lane[k & 7] += from_bits(values[k]);
-  return to_bits(((lane[0] + lane[4]) + (lane[1] + lane[5])) +
-                 ((lane[2] + lane[6]) + (lane[3] + lane[7])));
+void span_sums(const uint32_t* values, const SpanList& list, uint32_t* sums) {
+  for (int64_t s = 0; s < list.count; ++s) {
+    const int64_t begin = list.spans[s].word_begin, end = list.spans[s].word_end;
+    // Eight sums side by side: one chain of additions would take as long as a small product.
+    float lane[8] = {};
+    for (int64_t k = begin * codes; k < end * codes; ++k) lane[k & 7] += from_bits(values[k]);
+    sums[s] = to_bits(((lane[0] + lane[4]) + (lane[1] + lane[5])) +
+                      ((lane[2] + lane[6]) + (lane[3] + lane[7])));
+  }
 }
 
 template <WeightKind kind>
-constexpr GemmKernel kKernel = {panel<kind>,
-                                prepare<kind>,
-                                span_sum<codes_per_word(kind)>,
-                                codes_per_word(kind),
-                                kSpanCodes,
-                                kind == WeightKind::int4 || kind == WeightKind::int8,
-                                false};
+constexpr bool kSums = kind == WeightKind::int4 || kind == WeightKind::int8;
+
+template <WeightKind kind>
+constexpr GemmKernel kKernel = {
+    panel<kind>,          prepare<kind>, kSums<kind> ? span_sums<codes_per_word(kind)> : nullptr,
+    codes_per_word(kind), kSpanCodes,    false};
 
 }  // namespace
 
@@ -111,7 +113,7 @@ const GemmKernel* gemm_kernel_ref(WeightKind kind, DotKind) {
 }
 
 const RowKernels* row_kernels_ref() {
-  static constexpr RowKernels kernels = {quantize, finish, double_codes};
+  static constexpr RowKernels kernels = {quantize, finish};
   return &kernels;
 }
 

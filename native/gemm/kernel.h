@@ -100,6 +100,7 @@ struct Span {
 struct SpanList {
   const Span* spans;
   int64_t count;
+  int64_t span_words;  // of each, or 0 where they differ
 };
 
 struct GemmPanel {
@@ -117,7 +118,7 @@ struct GemmPanel {
 struct GemmInput {
   const uint32_t* values;  // [rows][value_stride]
   int64_t value_stride;
-  const uint32_t* sums;  // [rows][span_stride]: the kernel's `sum` per span, or null
+  const uint32_t* sums;  // [rows][span_stride]: the kernel's `sums`, or null
   const float* scales;   // [rows][span_stride]: scale of x per span, or null
   int64_t span_stride;
 };
@@ -186,24 +187,21 @@ struct GemmKernel {
   void (*panel)(const GemmPanel& panel, const GemmInput& input, int64_t rows, float* totals);
   // Words of a row of x [K]; what lies behind K in the last word of the weight is zero.
   void (*prepare)(const float* x, int64_t K, uint32_t* values);
-  // The sum of x over words [begin, end) of the weight: a float, or of integers an int32, times
-  // minus what decoding leaves in a code.
-  uint32_t (*sum)(const uint32_t* values, int64_t begin, int64_t end);
+  // The sums of x over each span: floats, or of integers int32, times minus what decoding leaves in
+  // a code. Null where `panel` doesn't read them.
+  void (*sums)(const uint32_t* values, const SpanList& list, uint32_t* sums);
   int x_words;     // for a word of the weight
   int span_codes;  // the longest span
-  bool sums;       // whether `panel` reads the sums of x
-  bool doubled;    // `prepare` wants x doubled, and totals are four times what they stand for
+  bool doubled;    // codes and x are multiplied doubled: totals are four times what they stand for
 };
 
 // What a tier does to rows of floats around the products.
 struct RowKernels {
-  // x [K] → codes [K] as floats, and one scale per group of x.
+  // x [K] → codes [K] as floats, and one scale per group of x. Where codes become integers, which
+  // can't be NaN, the scale is.
   void (*quantize)(const Activation& activation, const float* x, int64_t K, float* codes,
                    float* scales, float* zero);
   void (*finish)(const GemmOutput& output, int64_t rows, const float* totals);
-  // Codes of fp4, doubled to be integers; NaN, which no integer is, goes to its group's scale. A
-  // group_size of 0 is the row.
-  void (*double_codes)(float* codes, int64_t K, int64_t group_size, float* scales);
 };
 
 // Each returns null where the tier has no kernel of its own.

@@ -38,7 +38,8 @@ FEWBITS_INLINE Ahead ahead_of(const Block& block, int64_t m, int n) {
     constexpr int kDots = rows * kWordsOfX<Dot, kind>;
     constexpr bool kSlow =
         kSumsInMemory<Dot, rows> || kDots + Dot::template decode_operations<kind> >= kSlowPass;
-    return following_words(block, kSlow || block.intel);
+    return following_words(block.words, block.words + block.count * kPanelRows, block.next,
+                           kSlow || block.intel);
   }
   // By rows of x and strips.
   const int64_t size = block.count * kPanelRows;
@@ -264,6 +265,11 @@ template <class Dot, WeightKind kind, bool scaled>
 static void panel(const GemmPanel& p, const GemmInput& in, int64_t rows, float* totals) {
   constexpr bool kDecodes = Dot::template decode_operations<kind> > 0;
   constexpr int kCodes = codes_per_word(kind);
+  if constexpr (takes_small_groups<Dot, kind>()) {
+    if (has_small_groups<Dot, kind>(p, rows)) {
+      return multiply_small_groups<Dot, kind, scaled>(p, in, rows, totals);
+    }
+  }
   alignas(64) float scales[kBlockSpans * kPanelRows];
   alignas(64) float offsets[kBlockSpans * kPanelRows];
   for (int64_t begin = 0; begin < p.list.count;) {
@@ -281,12 +287,6 @@ static void panel(const GemmPanel& p, const GemmInput& in, int64_t rows, float* 
                 p.intel};
     const bool small = (words / (end - begin)) * kCodes <= kSmallGroup;
     begin = end;
-    if constexpr (takes_small_groups<Dot, kind>()) {
-      if (has_small_groups<Dot, kind>(p, block)) {
-        multiply_small_groups<Dot, kind, scaled>(p, block, in, totals);
-        continue;
-      }
-    }
     if (p.scale_kind == ScaleKind::f32 && !p.shared) {
       block.scale = static_cast<const float*>(p.scale) + group * kPanelRows;
     } else if (p.scale_kind == ScaleKind::e4m3 && !p.shared) {

@@ -159,7 +159,8 @@ inline void nvfp4(const Activation& how, const float* x, int64_t K, float* codes
     }
     for (int64_t g = 0; g < groups; ++g) {
       const float wanted = divisor * (scales[g] * static_cast<float>(1.0 / 6));
-      scales[g] = round_float<3, -6>(clamp(wanted, -kE4m3Max, kE4m3Max));
+      const float rounded = round_float<3, -6>(clamp(wanted, -kE4m3Max, kE4m3Max));
+      scales[g] = wanted == wanted ? rounded : wanted;
       factors[g] = scales[g] > 0 ? 1.0f / (scales[g] * unit) : 0.0f;
     }
     for (int64_t g = 0; g < groups; ++g) {
@@ -189,7 +190,7 @@ inline void quantize_group(const Activation& how, const float* x, int64_t count,
       divide_group<3, -6>(x, count, *scale, kE4m3Max, codes);
       break;
     case Quantizer::mxfp4:
-      *scale = shared_exponent(how.scale_rounding, largest, 1, 2);
+      *scale = largest == largest ? shared_exponent(how.scale_rounding, largest, 1, 2) : largest;
       divide_group<1, 0>(x, count, *scale, kE2m1Max, codes);
       break;
     case Quantizer::mxfp6:
@@ -238,14 +239,6 @@ void quantize(const Activation& how, const float* x, int64_t K, float* codes, fl
     const int64_t left = K - begin;
     quantize_group(how, x + begin, left < size ? left : size, codes + begin, scales++);
   }
-}
-
-void double_codes(float* codes, int64_t K, int64_t group_size, float* scales) {
-  const int64_t size = group_size ? group_size : K;
-  for (int64_t begin = 0; begin < K; begin += size, ++scales) {
-    *scales = with_nan(*scales, codes + begin, K - begin < size ? K - begin : size);
-  }
-  for (int64_t k = 0; k < K; ++k) codes[k] *= 2;
 }
 
 template <bool zero, bool bias, bool add>

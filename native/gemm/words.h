@@ -61,12 +61,14 @@ struct Int16Words : WordByWord {
   }
 };
 
+// Of `times` x.
+template <int times>
 struct Int8Words : WordByWord {
   template <int stride>
   static uint32_t word(const float* x) {
     uint32_t word = 0;
     for (int i = 0; i < 4; ++i) {
-      word |= uint32_t{static_cast<uint8_t>(as_integer(x[i * stride]))} << (8 * i);
+      word |= uint32_t{static_cast<uint8_t>(as_integer(times * x[i * stride]))} << (8 * i);
     }
     return word;
   }
@@ -103,20 +105,26 @@ void prepare(const float* x, int64_t K, uint32_t* values) {
 }
 
 template <class Dot, class Words, WeightKind kind>
-uint32_t span_sum(const uint32_t* values, int64_t begin, int64_t end) {
+void span_sums(const uint32_t* values, const SpanList& list, uint32_t* sums) {
   constexpr int kWords = kWordsOfX<Dot, kind>;
-  const auto sum = Words::sum(values + begin * kWords, (end - begin) * kWords);
-  if constexpr (Dot::kIntegers) {
-    return static_cast<uint32_t>(-Dot::template offset<kind> * sum);
-  } else {
-    return to_bits(sum);
+  for (int64_t s = 0; s < list.count; ++s) {
+    const int64_t begin = list.spans[s].word_begin, end = list.spans[s].word_end;
+    const auto sum = Words::sum(values + begin * kWords, (end - begin) * kWords);
+    if constexpr (Dot::kIntegers) {
+      sums[s] = static_cast<uint32_t>(-Dot::template offset<kind> * sum);
+    } else {
+      sums[s] = to_bits(sum);
+    }
   }
 }
 
 template <class Dot, class Words, WeightKind kind>
 constexpr GemmKernel make_kernel() {
-  return {panel_of<Dot, kind>,        prepare<Dot, Words, kind>, span_sum<Dot, Words, kind>,
-          kWordsOfX<Dot, kind>,       kMostCodes<Dot, kind>,     has_sums<Dot, kind>(),
+  return {panel_of<Dot, kind>,
+          prepare<Dot, Words, kind>,
+          has_sums<Dot, kind>() ? span_sums<Dot, Words, kind> : nullptr,
+          kWordsOfX<Dot, kind>,
+          kMostCodes<Dot, kind>,
           Dot::template doubled<kind>};
 }
 
@@ -133,8 +141,8 @@ const GemmKernel* tier_kernel(WeightKind kind, DotKind dot) {
       make_kernel<Floats, FloatWords, WeightKind::f16>(),
       make_kernel<Floats, FloatWords, WeightKind::f32>(),
   };
-  static constexpr GemmKernel kBytes4 = make_kernel<Bytes, Int8Words, WeightKind::int4>();
-  static constexpr GemmKernel kBytesFp4 = make_kernel<Bytes, Int8Words, WeightKind::fp4>();
+  static constexpr GemmKernel kBytes4 = make_kernel<Bytes, Int8Words<1>, WeightKind::int4>();
+  static constexpr GemmKernel kBytesFp4 = make_kernel<Bytes, Int8Words<2>, WeightKind::fp4>();
   static constexpr GemmKernel kPairs4 = make_kernel<Pairs, Int16Words, WeightKind::int4>();
   static constexpr GemmKernel kPairs8 = make_kernel<Pairs, Int16Words, WeightKind::int8>();
   if (dot == DotKind::floats) return &kFloats[static_cast<int>(kind)];
@@ -144,11 +152,11 @@ const GemmKernel* tier_kernel(WeightKind kind, DotKind dot) {
 }
 
 // The kernels of a tier whose instructions add up products of integers of eight and sixteen bits.
-template <class Bytes, class ByteWords, class Pairs, class PairWords>
+template <class Bytes, template <int> class ByteWords, class Pairs, class PairWords>
 const GemmKernel* integer_kernel(WeightKind kind, DotKind dot) {
-  static constexpr GemmKernel kBytes4 = make_kernel<Bytes, ByteWords, WeightKind::int4>();
-  static constexpr GemmKernel kBytes8 = make_kernel<Bytes, ByteWords, WeightKind::int8>();
-  static constexpr GemmKernel kBytesFp4 = make_kernel<Bytes, ByteWords, WeightKind::fp4>();
+  static constexpr GemmKernel kBytes4 = make_kernel<Bytes, ByteWords<1>, WeightKind::int4>();
+  static constexpr GemmKernel kBytes8 = make_kernel<Bytes, ByteWords<1>, WeightKind::int8>();
+  static constexpr GemmKernel kBytesFp4 = make_kernel<Bytes, ByteWords<2>, WeightKind::fp4>();
   static constexpr GemmKernel kPairs4 = make_kernel<Pairs, PairWords, WeightKind::int4>();
   static constexpr GemmKernel kPairs8 = make_kernel<Pairs, PairWords, WeightKind::int8>();
   if (dot == DotKind::floats) return nullptr;
