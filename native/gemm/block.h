@@ -4,7 +4,7 @@
 // A tier's `Dot` says what one step is:
 //
 //   kLanes             rows of the panel in a register
-//   kMaxRows           rows of x that are taken at once at most
+//   kPassRows          rows of x that are taken at once at most
 //   kManyRows          rows that are taken at once where there are more
 //   tiles<rows>        registers of words that are taken at once with so many rows of x
 //   kSumsBesideX       sums that leave registers for words of x; of more some are in memory, and

@@ -149,7 +149,7 @@ struct Bf16 : WithE4m3<Vectors512> {
 // time.
 struct Bf16Bytes : Bf16 {
   static constexpr int kOperandWords = 2;
-  static constexpr int kRowsBesideWords = kMaxRows;
+  static constexpr int kRowsBesideWords = kPassRows;
   static constexpr int kRowsWithTotals = 1;
   static constexpr int kSumsBesideX = kAllSums;
   template <int rows>

@@ -321,7 +321,7 @@ static void panel(const GemmPanel& p, const GemmInput& in, int64_t rows, float* 
         continue;
       }
     }
-    constexpr int kMost = kDecodes ? Dot::template decoding_rows<kind> : Dot::kMaxRows;
+    constexpr int kMost = kDecodes ? Dot::template decoding_rows<kind> : Dot::kPassRows;
     multiply_rows<Dot, kind, false, scaled, kMost>(block, in,
                                                    rows <= kMost ? kMost : Dot::kManyRows, totals);
   }

@@ -11,7 +11,7 @@ struct Vectors256 {
   static constexpr int kLanes = 8;
   static constexpr int kSumsBesideX = kAllSums;
   static constexpr int kOperandWords = 1;
-  static constexpr int kMaxRows = 6;
+  static constexpr int kPassRows = 6;
   static constexpr int kManyRows = 6;
   // At most twelve of sixteen registers are sums. With one row two of them would be waited for.
   template <int rows>
@@ -20,7 +20,7 @@ struct Vectors256 {
   static constexpr int decode_once_rows_intel = kNever;
   static constexpr int kRowsWithTotals = 3;
   template <WeightKind kind>
-  static constexpr int decoding_rows = kMaxRows;
+  static constexpr int decoding_rows = kPassRows;
   template <WeightKind kind>
   static constexpr int decode_once_rows = codes_per_word(kind) == 8 ? 24 : 12;
   template <WeightKind kind>

@@ -13,7 +13,7 @@ struct Vectors512 {
   static constexpr int kLanes = 16;
   static constexpr int kSumsBesideX = kAllSums;
   static constexpr int kOperandWords = 1;
-  static constexpr int kMaxRows = 9;  // eight draft tokens and the one before them
+  static constexpr int kPassRows = 9;  // eight draft tokens and the one before them
   static constexpr int kManyRows = 6;
   template <int rows>
   static constexpr int tiles = rows > 6 ? 2 : kPanelRows / kLanes;  // at most 24 sums
@@ -21,7 +21,7 @@ struct Vectors512 {
   static constexpr int kRowsWithTotals = 3;
   static constexpr int decode_once_rows_intel = kNever;
   template <WeightKind kind>
-  static constexpr int decoding_rows = codes_per_word(kind) == 8 ? 5 : kMaxRows;
+  static constexpr int decoding_rows = codes_per_word(kind) == 8 ? 5 : kPassRows;
   template <WeightKind kind>
   static constexpr int decode_once_rows = codes_per_word(kind) == 8 ? kNever : 10;
   template <WeightKind kind>
