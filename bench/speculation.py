@@ -10,7 +10,8 @@
 Rows of results/speculation_passes.csv and speculation_decode.csv are replaced; tools/generate_docs.py shows them.
 
 `passes`: one sequence with 64 tokens in the cache, 1 + k tokens at once, k = 0 … 8, logits and sampling of all. The
-limit is the larger of two times, bytes over the measured reading rate and multiplications over the dot's peak.
+limit is the larger of two times, bytes over the measured reading rate and multiplications over the dot's peak. Where
+memory is now fast and now slow, `--reads 50,70` counts passes during which it read so many GB/s.
 
 `decode`: a drafter of the true shape and weights of no meaning drafts k tokens, and does all its work; what it proposes
 is then replaced by tokens that are accepted at the given rates (of each position, of all rounds). Beside it stands what
@@ -31,6 +32,7 @@ import json
 import random
 import statistics
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -57,6 +59,7 @@ from fewbits.load_drafter import LoadedDrafter, load_drafter  # noqa: E402
 RESULTS = Path(__file__).parent / "results"
 EXAMPLE = ROOT / "examples" / "stdlib-lm" / "w4a16-asym"
 MOST = 8  # draft tokens
+PATIENCE = 600  # seconds until memory reads what was asked for
 RANKS = 4  # guesses of one step that are looked at
 PASSES, DECODE = RESULTS / "speculation_passes.csv", RESULTS / "speculation_decode.csv"
 KEY = ("processor", "model", "draft", "draft_tokens")
@@ -70,8 +73,36 @@ def dot(rates: Rates) -> Any:
 # ---- passes
 
 
+def timed(one: Passes, meter: limits.ReadMeter, reads: tuple[float, float] | None) -> tuple[Rates, float]:
+    """Rates and seconds of a pass before and after which memory reads so many GB/s."""
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        rates = Rates(meter.rate(), limits.dot_rates())
+        if not reads:
+            return rates, one.seconds()
+        if not within(rates.read, reads):
+            time.sleep(0.1)
+            continue
+        seconds = one.seconds()
+        if within(meter.rate(), reads):
+            return rates, seconds
+    raise SystemExit(f"memory didn't read {reads[0]:g} to {reads[1]:g} GB/s in {PATIENCE / 60:g} minutes")
+
+
+def within(rate: float | None, reads: tuple[float, float]) -> bool:
+    return rate is not None and reads[0] <= rate / 1e9 <= reads[1]
+
+
+def bounds(argument: str) -> tuple[float, float]:
+    low, high = map(float, argument.split(","))
+    return low, high
+
+
 def passes(arguments: argparse.Namespace) -> None:
     rows: list[dict[str, Any]] = []
+    name = processor()
+    if arguments.reads:
+        name += ", memory at {:g} to {:g} GB/s".format(*arguments.reads)
     for folder in arguments.models:
         llm = LLM(folder)
         meter = limits.ReadMeter()
@@ -82,16 +113,15 @@ def passes(arguments: argparse.Namespace) -> None:
         found: list[list[float]] = [[] for _ in cases]
         for _ in range(arguments.repeats):
             for index, (case, one) in enumerate(zip(cases, its, strict=True)):
-                rates = Rates(meter.rate(), limits.dot_rates())
+                rates, seconds = timed(one, meter, arguments.reads)
                 limit = pass_cost(llm.plan, llm._loaded.cache_layers, case.spans, dot(rates)).limit(rates)
-                seconds = one.seconds()
                 times[index].append(seconds)
                 if limit is not None:
                     shares[index].append(limit / seconds)
                     found[index].append(limit)
         for case, seconds_, share, limit_ in zip(cases, times, shares, found, strict=True):
             row = {
-                "processor": processor(),
+                "processor": name,
                 "model": folder.name,
                 "tokens": case.tokens,
                 "milliseconds": round(1e3 * statistics.median(seconds_), 3),
@@ -391,6 +421,9 @@ def main() -> None:
     of_passes = commands.add_parser("passes")
     of_passes.add_argument("models", type=Path, nargs="+")
     of_passes.add_argument("--repeats", type=int, default=5)
+    of_passes.add_argument(
+        "--reads", type=bounds, metavar="LOW,HIGH", help="GB/s that memory must read before and after"
+    )
     of_passes.set_defaults(run=passes)
     of_decoding = commands.add_parser("decode")
     of_decoding.add_argument("model", type=Path)
