@@ -24,8 +24,6 @@ struct Bytes : Bytes512 {
   }
 };
 
-__m512i integers(const float* x) { return _mm512_cvtps_epi32(_mm512_loadu_ps(x)); }
-
 template <int times>
 struct ByteWords : Int8Words<times> {
   static int32_t sum(const uint32_t* words, int64_t count) {

@@ -19,7 +19,7 @@ struct PairWords : Int16Words {
     __m256i* words = reinterpret_cast<__m256i*>(values);
     int64_t k = 0;
     for (; k + 16 <= K; k += 16) {
-      const __m256i pairs = _mm512_cvtepi32_epi16(integers(x + k));
+      const __m256i pairs = _mm512_cvtepi32_epi16(_mm512_cvtps_epi32(_mm512_loadu_ps(x + k)));
       _mm256_storeu_si256(words++, _mm256_permutexvar_epi16(order, pairs));
     }
     return k;
