@@ -74,23 +74,19 @@ def dot(rates: Rates) -> Any:
 
 
 def timed(one: Passes, meter: limits.ReadMeter, reads: tuple[float, float] | None) -> tuple[Rates, float]:
-    """Rates and seconds of a pass before and after which memory reads so many GB/s."""
+    """Rates and seconds of a pass; with `reads`, of one before and after which memory reads so many GB/s."""
+
+    def within(rate: float | None) -> bool:
+        return reads is None or (rate is not None and reads[0] <= rate / 1e9 <= reads[1])
+
     deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
         rates = Rates(meter.rate(), limits.dot_rates())
-        if not reads:
-            return rates, one.seconds()
-        if not within(rates.read, reads):
-            time.sleep(0.1)
-            continue
-        seconds = one.seconds()
-        if within(meter.rate(), reads):
-            return rates, seconds
-    raise SystemExit(f"memory didn't read {reads[0]:g} to {reads[1]:g} GB/s in {PATIENCE / 60:g} minutes")
-
-
-def within(rate: float | None, reads: tuple[float, float]) -> bool:
-    return rate is not None and reads[0] <= rate / 1e9 <= reads[1]
+        if within(rates.read):
+            seconds = one.seconds()
+            if within(meter.rate()):
+                return rates, seconds
+    raise SystemExit(f"memory didn't read what --reads says in {PATIENCE / 60:g} minutes")
 
 
 def bounds(argument: str) -> tuple[float, float]:

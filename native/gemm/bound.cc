@@ -122,7 +122,7 @@ SpanList Form::list() const {
 }
 
 bool Form::serves(const Product& other, const GemmKernel& its_kernel) const {
-  return kernel->prepare == its_kernel.prepare && !kernel->sums == !its_kernel.sums &&
+  return kernel->prepare == its_kernel.prepare && kernel->sums == its_kernel.sums &&
          product->activation == other.activation && product->order == other.order &&
          product->weight->K() == other.weight->K() &&
          product->weight->group_size() == other.weight->group_size();

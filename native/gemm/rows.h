@@ -26,11 +26,8 @@ inline float largest_magnitude(const float* x, int64_t count) {
   return from_bits(largest);
 }
 
-// The scale, NaN where x holds one: integer codes can't say so.
-inline float with_nan(float scale, const float* x, int64_t count) {
-  const float largest = largest_magnitude(x, count);
-  return largest == largest ? scale : largest;
-}
+// The scale, NaN where x's largest magnitude is: integer codes can't say so.
+inline float with_nan(float scale, float largest) { return largest == largest ? scale : largest; }
 
 // As integers that order as the floats do.
 inline int32_t ordered(float value) {
@@ -159,8 +156,7 @@ inline void nvfp4(const Activation& how, const float* x, int64_t K, float* codes
     }
     for (int64_t g = 0; g < groups; ++g) {
       const float wanted = divisor * (scales[g] * static_cast<float>(1.0 / 6));
-      const float rounded = round_float<3, -6>(clamp(wanted, -kE4m3Max, kE4m3Max));
-      scales[g] = wanted == wanted ? rounded : wanted;
+      scales[g] = with_nan(round_float<3, -6>(clamp(wanted, -kE4m3Max, kE4m3Max)), wanted);
       factors[g] = scales[g] > 0 ? 1.0f / (scales[g] * unit) : 0.0f;
     }
     for (int64_t g = 0; g < groups; ++g) {
@@ -190,7 +186,7 @@ inline void quantize_group(const Activation& how, const float* x, int64_t count,
       divide_group<3, -6>(x, count, *scale, kE4m3Max, codes);
       break;
     case Quantizer::mxfp4:
-      *scale = largest == largest ? shared_exponent(how.scale_rounding, largest, 1, 2) : largest;
+      *scale = with_nan(shared_exponent(how.scale_rounding, largest, 1, 2), largest);
       divide_group<1, 0>(x, count, *scale, kE2m1Max, codes);
       break;
     case Quantizer::mxfp6:
@@ -220,7 +216,7 @@ void quantize(const Activation& how, const float* x, int64_t K, float* codes, fl
       return;
     case Quantizer::int8_static:
     case Quantizer::int8_static_asymmetric:
-      *scales = with_nan(how.scale, x, K);
+      *scales = with_nan(how.scale, largest_magnitude(x, K));
       *zero = how.zero;
       int8_static(how, x, K, codes);
       return;
